@@ -1,0 +1,141 @@
+"""What all maskings share: arguments, the grid of masking units, exact counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .patch_mask import PatchMask
+
+
+def check_mask_ratio(mask_ratio: float) -> float:
+    """Return ``mask_ratio`` if it lies strictly between 0 and 1, else raise ValueError."""
+    if not 0.0 < mask_ratio < 1.0:
+        raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}")
+    return float(mask_ratio)
+
+
+def _check_positive_int(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+class Masking(ABC):
+    """Base of the mask generators: images in, :class:`PatchMask` out.
+
+    An image is divided into square masking units, each a block of patches that are kept
+    or removed together. Of U units exactly ``int(U * (1 - mask_ratio))`` are kept in every
+    image, the count of MAE, SimMIM and lightly, whatever the image shows.
+
+    Args:
+        mask_ratio: Share of units removed, in (0, 1). Default: 0.75.
+        patch_size: Side of the model's patches in pixels. Default: 16.
+        mask_unit: Side of a masking unit in pixels, a multiple of ``patch_size``.
+            Default: ``patch_size``.
+
+    Raises:
+        TypeError: If ``patch_size`` or ``mask_unit`` is no int.
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self, mask_ratio: float = 0.75, patch_size: int = 16, mask_unit: int | None = None
+    ) -> None:
+        self.mask_ratio = check_mask_ratio(mask_ratio)
+        self.patch_size = _check_positive_int("patch_size", patch_size)
+        if mask_unit is None:
+            mask_unit = patch_size
+        self.mask_unit = _check_positive_int("mask_unit", mask_unit)
+        if mask_unit % patch_size:
+            raise ValueError(
+                f"mask_unit must be a multiple of patch_size={patch_size}, got {mask_unit}"
+            )
+
+    def __repr__(self) -> str:
+        args = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        return f"{type(self).__name__}({args})"
+
+    @abstractmethod
+    def scores(
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        num_keep: int,
+        noise: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Rank the masking units: the ``num_keep`` smallest scores are kept.
+
+        Args:
+            images: ``(B, C, H, W)``.
+            grid: Rows and columns of masking units, U in all.
+            num_keep: Units to keep per image.
+            noise: ``(B, U)`` float32, uniform in [0, 1), on the images' device.
+            generator: For further random numbers, if any are needed.
+
+        Returns:
+            ``(B, U)`` scores without NaN.
+        """
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> PatchMask:
+        """Draw one mask per image.
+
+        Args:
+            images: ``(B, C, H, W)``, any floating dtype; H and W multiples of
+                ``mask_unit``.
+            generator: Source of randomness, on the images' device. Default: torch's own.
+            noise: ``(B, U)`` uniform random numbers to use instead of drawing them, so that
+                a caller can consume the random stream exactly as a stock pipeline does.
+
+        Raises:
+            ValueError: If the image is not divisible into units, no unit would be kept, or
+                ``noise`` has the wrong shape.
+        """
+        if images.ndim != 4:
+            raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
+        batch, _, height, width = images.shape
+        if height % self.mask_unit or width % self.mask_unit:
+            raise ValueError(
+                f"image height and width must be multiples of mask_unit={self.mask_unit}, "
+                f"got {height} x {width}"
+            )
+        grid = height // self.mask_unit, width // self.mask_unit
+        units = grid[0] * grid[1]
+        num_keep = int(units * (1 - self.mask_ratio))
+        if num_keep < 1:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} keeps none of the {units} masking units of a "
+                f"{height} x {width} image; lower it or use smaller units"
+            )
+        if noise is None:
+            noise = torch.rand(batch, units, device=images.device, generator=generator)
+        elif noise.shape != (batch, units):
+            raise ValueError(
+                f"noise must have shape {(batch, units)}, got {tuple(noise.shape)}"
+            )
+        scores = self.scores(images, grid, num_keep, noise, generator)
+        mask = PatchMask.from_scores(scores, num_keep)
+        side = self.mask_unit // self.patch_size
+        return mask if side == 1 else _units_to_patches(mask, grid, side)
+
+
+def _units_to_patches(mask: PatchMask, grid: tuple[int, int], side: int) -> PatchMask:
+    """Replace every masking unit by its ``side`` x ``side`` patches."""
+    rows, cols = grid
+    patches = torch.arange(rows * cols * side**2, device=mask.ids_shuffle.device)
+    patches_of_unit = (
+        patches.view(rows, side, cols, side).transpose(1, 2).reshape(rows * cols, side**2)
+    )
+    ids_shuffle = patches_of_unit[mask.ids_shuffle].flatten(1)
+    return PatchMask(ids_shuffle, mask.num_keep * side**2)

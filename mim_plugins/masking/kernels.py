@@ -1,0 +1,128 @@
+"""Similarity kernels between the patches of an image, the L of an L-ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KERNELS = ("rbf", "cosine")
+FEATURES = ("pixels", "pooled")
+
+POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 pixels
+# Squared distances below this share of the squared norms are float32 cancellation noise.
+_ZERO_DISTANCE = 1e-6
+_LARGEST_PIXEL = 1e6  # squares of larger values would overflow
+
+
+def check_kernel(kernel: str, bandwidth: float | None) -> None:
+    """Raise ValueError unless ``kernel`` and ``bandwidth`` suit :func:`patch_kernel`."""
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {KERNELS}, got {kernel!r}")
+    if bandwidth is not None and kernel != "rbf":
+        raise ValueError(f"bandwidth applies to kernel='rbf' only, got kernel={kernel!r}")
+    if bandwidth is not None and not bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive or None, got {bandwidth}")
+
+
+def unit_features(
+    images: Tensor,
+    grid: tuple[int, int],
+    features: str | Callable[[Tensor], Tensor] = "pixels",
+) -> Tensor:
+    """Describe every masking unit by a vector.
+
+    Args:
+        images: ``(B, C, H, W)``.
+        grid: Rows and columns of units, U in all; they must divide H and W.
+        features: ``"pixels"``, the unit's pixels; ``"pooled"``, the unit averaged down to
+            4 x 4 pixels; or a callable from ``images`` to ``(B, U, D)``, e.g. the patch
+            tokens of a frozen backbone.
+
+    Returns:
+        ``(B, U, D)`` float32. Pixels that are not finite count as 0.
+
+    Raises:
+        ValueError: If a callable returns another shape.
+    """
+    rows, cols = grid
+    if callable(features):
+        tokens = features(images)
+        if tokens.ndim != 3 or tokens.shape[:2] != (len(images), rows * cols):
+            raise ValueError(
+                f"features must return shape ({len(images)}, {rows * cols}, D), got "
+                f"{tuple(tokens.shape)}"
+            )
+        return _finite(tokens)
+    pixels = _finite(images)
+    side_h, side_w = images.shape[2] // rows, images.shape[3] // cols
+    if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
+        pixels = F.adaptive_avg_pool2d(pixels, (rows * POOLED_SIDE, cols * POOLED_SIDE))
+        side_h = side_w = POOLED_SIDE
+    batch, channels = pixels.shape[:2]
+    pixels = pixels.view(batch, channels, rows, side_h, cols, side_w)
+    return pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+
+
+def _finite(values: Tensor) -> Tensor:
+    values = torch.nan_to_num(values.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    return values.clamp_(-_LARGEST_PIXEL, _LARGEST_PIXEL)
+
+
+@torch.no_grad()
+def patch_kernel(
+    features: Tensor, kernel: str = "rbf", bandwidth: float | None = None
+) -> Tensor:
+    """Similarity of all pairs of patches, positive semi-definite with unit diagonal.
+
+    ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each
+    image's median distance between two patches. ``"cosine"`` is the cosine similarity.
+    Computed in float32, outside autocast.
+
+    Args:
+        features: ``(B, N, D)``, finite.
+        kernel: ``"rbf"`` or ``"cosine"``. Default: ``"rbf"``.
+        bandwidth: RBF bandwidth in the features' unit. Default: median heuristic.
+
+    Returns:
+        ``(B, N, N)`` float32, symmetric up to rounding, values in [0, 1] (rbf) or [-1, 1].
+
+    Raises:
+        ValueError: If ``kernel`` or ``bandwidth`` is not allowed.
+    """
+    check_kernel(kernel, bandwidth)
+    with torch.autocast(features.device.type, enabled=False):
+        x = features.float()
+        if kernel == "cosine":
+            x = F.normalize(x, dim=2)
+            similarity = (x @ x.mT).clamp_(-1.0, 1.0)
+        else:
+            # Centring leaves distances as they are and loses fewer digits below.
+            x = x - x.mean(dim=1, keepdim=True)
+            gram = x @ x.mT
+            norms = gram.diagonal(dim1=1, dim2=2)
+            norms = norms[:, :, None] + norms[:, None, :]
+            distances = norms - 2 * gram
+            distances = distances.masked_fill_(distances <= _ZERO_DISTANCE * norms, 0.0)
+            if bandwidth is None:
+                scale = _median_of_pairs(distances)[:, None, None]
+                # More than half of the pairs equal: the limit bandwidth -> 0.
+                scale = scale.clamp_(min=torch.finfo(torch.float32).tiny)
+            else:
+                scale = distances.new_tensor(bandwidth**2)
+            similarity = distances.div_(-2 * scale).exp_()
+    similarity.diagonal(dim1=1, dim2=2).fill_(1.0)
+    return similarity
+
+
+def _median_of_pairs(distances: Tensor) -> Tensor:
+    """Lower median over pairs i < j of ``(B, N, N)`` symmetric, zero on the diagonal."""
+    num = distances.shape[1]
+    pairs = num * (num - 1) // 2
+    if pairs == 0:
+        return distances.new_ones(len(distances))
+    # Sorted, the matrix is N zeros of the diagonal, then every pair twice.
+    rank = num + 2 * ((pairs - 1) // 2) + 1
+    return distances.flatten(1).kthvalue(rank, dim=1).values

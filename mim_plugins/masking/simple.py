@@ -1,0 +1,152 @@
+"""Content-blind masks: uniform random, regular grid, blocks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import Masking
+
+
+class RandomMasking(Masking):
+    """Uniform random masks, as MAE draws them (He et al., 2022).
+
+    Uses one ``torch.rand(B, U)`` and keeps the smallest, so that under the same seed it
+    equals mmpretrain's and MAE's own random masking bit for bit.
+    See :class:`Masking` for arguments and errors.
+    """
+
+    def scores(
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        num_keep: int,
+        noise: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return noise
+
+
+class GridMasking(Masking):
+    """Regular grid masks: visible units are spread evenly ("grid" of MAE, figure 6).
+
+    Units are ranked by an ordered-dither (Bayer) matrix. At ``mask_ratio`` 0.75 that keeps
+    one unit of every 2 x 2; other ratios give the nearest regular pattern with the exact
+    count.
+
+    Args:
+        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
+        random_shift: Shift the pattern cyclically by a random offset per image. If False,
+            all masks are equal. Default: True.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.75,
+        patch_size: int = 16,
+        mask_unit: int | None = None,
+        random_shift: bool = True,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size, mask_unit)
+        self.random_shift = random_shift
+
+    def scores(
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        num_keep: int,
+        noise: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        rows, cols = grid
+        size = 2 ** math.ceil(math.log2(max(rows, cols, 2)))
+        pattern = _bayer_matrix(size, noise.device)
+        row = torch.arange(rows, device=noise.device).expand(len(noise), rows)
+        col = torch.arange(cols, device=noise.device).expand(len(noise), cols)
+        if self.random_shift:
+            # Fresh numbers: a grid of one unit has too little noise for two offsets.
+            shift = torch.rand(2, len(noise), 1, device=noise.device, generator=generator)
+            row = (row + (shift[0] * rows).long()) % rows
+            col = (col + (shift[1] * cols).long()) % cols
+        return pattern[row[:, :, None], col[:, None, :]].flatten(1)
+
+
+class BlockMasking(Masking):
+    """Removed units form rectangles, as in BEiT (Bao et al., 2022, algorithm 1).
+
+    Rectangles are drawn as BEiT draws them (area uniform, aspect ratio log-uniform) until
+    enough units are covered; the last one is cut row by row so that, unlike in BEiT, the
+    count is exact. All images at once: one comparison per rectangle, no loop over images.
+
+    Args:
+        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
+        min_units: Smallest rectangle, in units. Default: 4 (BEiT's default in mmpretrain).
+        min_aspect: Smallest ratio of height to width, in (0, 1]; the largest is its
+            inverse. Default: 0.3.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    NUM_RECTANGLES = 32  # covers 99 % of a 14 x 14 grid; what is left is filled at random
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.5,
+        patch_size: int = 16,
+        mask_unit: int | None = None,
+        min_units: int = 4,
+        min_aspect: float = 0.3,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size, mask_unit)
+        if min_units < 1:
+            raise ValueError(f"min_units must be at least 1, got {min_units}")
+        if not 0.0 < min_aspect <= 1.0:
+            raise ValueError(f"min_aspect must be in (0, 1], got {min_aspect}")
+        self.min_units = min_units
+        self.min_aspect = min_aspect
+
+    def scores(
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        num_keep: int,
+        noise: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        rows, cols = grid
+        device = noise.device
+        num_mask = rows * cols - num_keep
+        draws = torch.rand(
+            4, len(noise), self.NUM_RECTANGLES, device=device, generator=generator
+        )
+        smallest = min(self.min_units, num_mask)
+        area = smallest + draws[0] * (num_mask - smallest)
+        aspect = torch.exp((2 * draws[1] - 1) * math.log(1 / self.min_aspect))
+        height = (area * aspect).sqrt().round().clamp(1, rows)
+        width = (area / aspect).sqrt().round().clamp(1, cols)
+        top = (draws[2] * (rows - height + 1)).floor()
+        left = (draws[3] * (cols - width + 1)).floor()
+
+        row = torch.arange(rows, device=device)[:, None]
+        col = torch.arange(cols, device=device)[:, None]
+        in_rows = (row >= top[:, None]) & (row < (top + height)[:, None])  # (B, rows, R)
+        in_cols = (col >= left[:, None]) & (col < (left + width)[:, None])  # (B, cols, R)
+        covered = (in_rows[:, :, None] & in_cols[:, None]).flatten(1, 2)  # (B, U, R)
+        # The rectangle that covers a unit first; argmax finds the first maximum.
+        first = covered.to(torch.uint8).argmax(dim=2)
+        first = torch.where(covered.any(dim=2), first, self.NUM_RECTANGLES)
+        raster = torch.arange(rows * cols, device=device) / (rows * cols)
+        within = torch.where(first < self.NUM_RECTANGLES, raster, noise)
+        return -(first + within)  # covered early = removed first = largest rank
+
+
+def _bayer_matrix(size: int, device: torch.device) -> Tensor:
+    """Ordered-dither ranks of a ``size`` x ``size`` grid, ``size`` a power of two."""
+    matrix = torch.zeros(1, 1, device=device)
+    while len(matrix) < size:
+        blocks = [[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]]
+        matrix = torch.cat([torch.cat(line, dim=1) for line in blocks], dim=0)
+    return matrix
