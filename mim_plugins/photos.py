@@ -43,8 +43,10 @@ def load_photo(name: str) -> np.ndarray:
     if name in _SKIMAGE:
         load = getattr(skimage.data, name)
     else:
+
         def load() -> Any:
             return load_sample_image(f"{name}.jpg")
+
     photo = np.asarray(load())
     if photo.ndim == 2:
         photo = np.repeat(photo[:, :, None], 3, axis=2)

@@ -1,7 +1,7 @@
 """Which patches are hidden? Framework-free mask generators, images to :class:`PatchMask`."""
 
 from .base import Masking
-from .dpp import DPPMasking, greedy_map
+from .dpp import DPPMasking, greedy_map, sample_kdpp
 from .kernels import patch_kernel
 from .patch_mask import PatchMask
 from .simple import BlockMasking, GridMasking, RandomMasking
@@ -15,4 +15,5 @@ __all__ = [
     "RandomMasking",
     "greedy_map",
     "patch_kernel",
+    "sample_kdpp",
 ]

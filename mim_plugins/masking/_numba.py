@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,63 +11,59 @@ from torch import Tensor
 
 try:
     from numba import njit
+
+    INSTALLED = True
 except ImportError:
-    njit = None
+    INSTALLED = False
 
 
 def usable_for(L: Tensor) -> bool:
     """Whether :func:`greedy_map` can run on ``L``."""
-    return njit is not None and L.device.type == "cpu" and not torch.compiler.is_compiling()
+    return INSTALLED and L.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def greedy_map(
-    L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor
-) -> Tensor:
-    """Same contract as ``dpp._greedy_map_torch``, same float64 arithmetic."""
-    kernels = L.detach().float().contiguous().numpy() if L.dtype != torch.float64 else (
-        L.detach().contiguous().numpy()
-    )
-    random_order = noise.detach().double().contiguous().numpy()
+def greedy_map(L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor) -> Tensor:
+    """Same contract and same float64 arithmetic as ``dpp._greedy_map_torch``."""
+    if L.dtype not in (torch.float32, torch.float64):
+        L = L.float()
+    kernels = L.contiguous().numpy()
+    order = noise.double().contiguous().numpy()
     chosen = np.empty((len(kernels), k), dtype=np.int64)
-    # Plain threads: numba's own layers do not survive the fork of data-loader workers.
-    workers = max(1, min(torch.get_num_threads(), len(kernels)))
-    if workers == 1:
-        _greedy(kernels, threshold, random_start, random_order, chosen)
-    else:
-        bounds = np.linspace(0, len(kernels), workers + 1).astype(int)
-        with ThreadPoolExecutor(workers) as pool:
-            for future in [
-                pool.submit(
-                    _greedy, kernels[a:b], threshold, random_start, random_order[a:b], chosen[a:b]
-                )
-                for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-            ]:
-                future.result()
+    workers = min(torch.get_num_threads(), len(kernels))
+    if workers <= 1:
+        _greedy(kernels, threshold, random_start, order, chosen)
+        return torch.from_numpy(chosen)
+    # Plain threads: numba's own thread layers do not survive the fork of data-loader workers.
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [
+            pool.submit(_greedy, kernels[a:b], threshold, random_start, order[a:b], chosen[a:b])
+            for a, b in pairwise(np.linspace(0, len(kernels), workers + 1).astype(int))
+        ]
+        for future in futures:
+            future.result()
     return torch.from_numpy(chosen)
 
 
-if njit is not None:
+if INSTALLED:
 
     @njit(nogil=True, cache=True)
     def _greedy(kernels, threshold, random_start, noise, chosen):  # type: ignore[no-untyped-def]
-        batch, num = kernels.shape[0], kernels.shape[1]
-        k = chosen.shape[1]
+        num, k = kernels.shape[1], chosen.shape[1]
         c = np.empty((k, num))  # c[t, i] is entry t of c_i in Eq. 13
         e = np.empty(num)
-        gain = np.empty(num)
-        for b in range(batch):
+        gain = np.empty(num)  # d_i^2
+        for b in range(len(kernels)):
             L = kernels[b]
-            rest = noise[b].copy()
+            rest = noise[b].copy()  # order of random choice; infinite once chosen
             for i in range(num):
                 gain[i] = L[i, i]
             greedy = True
             for t in range(k):
-                if greedy and (t > 0 or not random_start):
-                    j = np.argmax(gain)
-                    greedy = gain[j] > threshold
-                if not greedy or (t == 0 and random_start):
+                j = np.argmin(rest) if t == 0 and random_start else np.argmax(gain)
+                # Gains never grow, so once none is above the threshold the rest is random.
+                greedy = greedy and gain[j] > threshold
+                if not greedy:
                     j = np.argmin(rest)
-                    greedy = greedy and gain[j] > threshold
                 chosen[b, t] = j
                 rest[j] = np.inf
                 if not greedy:
@@ -78,7 +75,7 @@ if njit is not None:
                     for i in range(num):
                         e[i] -= c_js * c[s, i]
                 d_j = np.sqrt(gain[j])
-                for i in range(num):
+                for i in range(num):  # Eqs. 14 and 15
                     e[i] /= d_j
                     c[t, i] = e[i]
                     gain[i] -= e[i] * e[i]

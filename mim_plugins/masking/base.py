@@ -121,9 +121,7 @@ class Masking(ABC):
         if noise is None:
             noise = torch.rand(batch, units, device=images.device, generator=generator)
         elif noise.shape != (batch, units):
-            raise ValueError(
-                f"noise must have shape {(batch, units)}, got {tuple(noise.shape)}"
-            )
+            raise ValueError(f"noise must have shape {(batch, units)}, got {tuple(noise.shape)}")
         scores = self.scores(images, grid, num_keep, noise, generator)
         mask = PatchMask.from_scores(scores, num_keep)
         side = self.mask_unit // self.patch_size

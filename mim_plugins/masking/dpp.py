@@ -17,6 +17,10 @@ from .kernels import FEATURES, check_kernel, patch_kernel, unit_features
 
 # Gains below this are rounding: the patch lies in the span of those already chosen.
 SMALLEST_GAIN = 1e-12
+_EIGENVALUE_FLOOR = 1e-10  # of the mean eigenvalue
+
+METHODS = ("greedy", "exact")
+DEFAULT_TAU = 0.25
 
 
 def check_tau(tau: float) -> float:
@@ -27,19 +31,22 @@ def check_tau(tau: float) -> float:
 
 
 class DPPMasking(Masking):
-    """Diverse visible patches: greedy MAP of a DPP, made random by ``tau`` (DPPMask).
+    """Diverse visible patches: a sample, or the greedy mode, of a DPP (DPPMask).
 
-    The first visible patch is uniformly random. Then the patch that enlarges the
-    determinant of the visible patches' similarities most is added, as long as it enlarges
-    it by a factor above ``tau``; the rest are uniformly random. ``tau=1`` is random
-    masking, bit for bit that of :class:`RandomMasking` under the same seed; ``tau=0`` is
-    greedy to the end.
+    ``method="greedy"``: the first visible patch is uniformly random. Then the patch that
+    enlarges the determinant of the visible patches' similarities most is added, as long as
+    it enlarges it by a factor above ``tau``; the rest are uniformly random. ``tau=1`` is
+    random masking, bit for bit that of :class:`RandomMasking` under the same seed;
+    ``tau=0`` is greedy to the end.
+
+    ``method="exact"``: an exact sample of the k-DPP, see :func:`sample_kdpp`. Slower.
 
     Args:
         mask_ratio, patch_size, mask_unit: See :class:`Masking`.
-        tau: Smallest gain ``d_j^2`` that greedy selection still accepts, in [0, 1].
-            Default: 0.25, which on photographs leaves about half of the visible patches
-            at ``mask_ratio`` 0.75 to the determinant.
+        method: ``"greedy"`` or ``"exact"``. Default: ``"greedy"``.
+        tau: Smallest gain ``d_j^2`` that greedy selection still accepts, in [0, 1]; None
+            for ``method="exact"``. Default: 0.25, which on photographs leaves about half
+            of the visible patches at ``mask_ratio`` 0.75 to the determinant.
         kernel: ``"rbf"`` or ``"cosine"``, see :func:`patch_kernel`. Default: ``"rbf"``.
         bandwidth: Bandwidth of the RBF kernel. Default: the image's median distance.
         features: ``"pixels"``, ``"pooled"`` or a callable, see :func:`unit_features`.
@@ -60,13 +67,19 @@ class DPPMasking(Masking):
         mask_ratio: float = 0.75,
         patch_size: int = 16,
         mask_unit: int | None = None,
-        tau: float = 0.25,
+        method: str = "greedy",
+        tau: float | None = None,
         kernel: str = "rbf",
         bandwidth: float | None = None,
         features: str | Callable[[Tensor], Tensor] = "pixels",
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
-        self.tau = check_tau(tau)
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        if method == "exact" and tau is not None:
+            raise ValueError(f"tau applies to method='greedy' only, got tau={tau}")
+        if method == "greedy":
+            tau = check_tau(DEFAULT_TAU if tau is None else tau)
         check_kernel(kernel, bandwidth)
         if isinstance(features, str):
             if features not in FEATURES:
@@ -74,9 +87,9 @@ class DPPMasking(Masking):
                     f"features must be one of {FEATURES} or a callable, got {features!r}"
                 )
         elif not callable(features):
-            raise TypeError(
-                f"features must be one of {FEATURES} or a callable, got {features!r}"
-            )
+            raise TypeError(f"features must be one of {FEATURES} or a callable, got {features!r}")
+        self.method = method
+        self.tau = tau
         self.kernel = kernel
         self.bandwidth = bandwidth
         self.features = features
@@ -93,10 +106,20 @@ class DPPMasking(Masking):
             return noise
         features = unit_features(images, grid, self.features)
         similarity = patch_kernel(features, self.kernel, self.bandwidth)
-        ids_keep = greedy_map(similarity, num_keep, self.tau, noise=noise)
+        if self.tau is None:
+            ids_keep = sample_kdpp(similarity, num_keep, generator)
+        else:
+            ids_keep = greedy_map(similarity, num_keep, self.tau, noise=noise)
         # Chosen units first, in the order of their choice; the others as random masking.
         order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
         return noise.scatter(1, ids_keep, order.expand_as(ids_keep))
+
+
+def _check_kernels(L: Tensor, k: int) -> None:
+    if L.ndim != 3 or L.shape[1] != L.shape[2]:
+        raise ValueError(f"L must have shape (B, N, N), got {tuple(L.shape)}")
+    if not 1 <= k <= L.shape[1]:
+        raise ValueError(f"k must be in 1..N={L.shape[1]}, got {k}")
 
 
 @torch.no_grad()
@@ -131,11 +154,8 @@ def greedy_map(
     Raises:
         ValueError: If an argument has the wrong shape or range.
     """
-    if L.ndim != 3 or L.shape[1] != L.shape[2]:
-        raise ValueError(f"L must have shape (B, N, N), got {tuple(L.shape)}")
+    _check_kernels(L, k)
     batch, num = L.shape[:2]
-    if not 1 <= k <= num:
-        raise ValueError(f"k must be in 1..N={num}, got {k}")
     threshold = max(check_tau(tau), SMALLEST_GAIN)
     if noise is None:
         noise = torch.rand(batch, num, device=L.device, generator=generator)
@@ -153,25 +173,108 @@ def _greedy_map_torch(
     rows = torch.arange(batch, device=L.device)
     gain = L.diagonal(dim1=1, dim2=2).double()  # d_i^2 with nothing chosen
     rest = noise.clone()  # order of random choice; infinite once chosen
-    c = gain.new_zeros(batch, num, k)  # c[b, i, :t] is c_i of Eq. 13
+    c = gain.new_zeros(batch, k, num)  # c[b, :t, i] is c_i of Eq. 13
     chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
     for t in range(k):
-        largest, j = gain.max(dim=1)
+        j = rest.argmin(dim=1) if t == 0 and random_start else gain.argmax(dim=1)
+        largest = gain[rows, j]
         greedy = largest > threshold
-        if t == 0 and random_start:
-            j = rest.argmin(dim=1)
-            largest = gain[rows, j]
-            greedy = largest > threshold
-        else:
-            j = torch.where(greedy, j, rest.argmin(dim=1))
+        j = torch.where(greedy, j, rest.argmin(dim=1))
         chosen[:, t] = j
         rest[rows, j] = torch.inf
-        # e_i = (L_ji - <c_j, c_i>) / d_j (Eq. 14) and d_i^2 <- d_i^2 - e_i^2 (Eq. 15)
-        c_j = c[rows, j, :t]
-        e = L[rows, j].double() - (c[:, :, :t] @ c_j[:, :, None])[:, :, 0]
-        e = e / torch.where(greedy, largest, 1.0).sqrt()[:, None]
-        c[:, :, t] = e
-        # Gains never grow, so once none is above the threshold the image stays random.
-        gain = torch.where(greedy[:, None], gain - e * e, -torch.inf)
+        d_j = torch.where(greedy, largest, 1.0).sqrt()
+        c[:, t], gain = _condition(L[rows, j], c[:, :t], j, d_j, gain)
+        # Gains never grow, so once none is above the threshold the rest is random.
+        gain = torch.where(greedy[:, None], gain, -torch.inf)
         gain[rows, j] = -torch.inf
     return chosen
+
+
+def _condition(
+    L_j: Tensor, c: Tensor, j: Tensor, d_j: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add item j to the chosen ones: the new row e of c and the new gains ``d_i^2``.
+
+    Shapes: ``L_j (B, N)``, ``c (B, t, N)``, ``j (B,)``, ``d_j (B,)``, ``gain (B, N)``.
+    """
+    c_j = c.gather(2, j[:, None, None].expand(-1, c.shape[1], 1))
+    e = (L_j.double() - (c_j.mT @ c)[:, 0]) / d_j[:, None]  # Eq. 14
+    return e, gain - e * e  # Eq. 15
+
+
+@torch.no_grad()
+def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+    """Exact samples of k-DPPs: ``P(Y) = det(L_Y) / sum of det(L_Y') over |Y'| = k``.
+
+    Kulesza and Taskar, "k-DPPs: Fixed-Size Determinantal Point Processes", ICML 2011: k
+    eigenvectors are drawn by elementary symmetric polynomials of the eigenvalues, then the
+    projection DPP they span is sampled item by item, with the conditional probabilities
+    updated as in Eqs. 14-15. Arithmetic is float64, the polynomials are in logarithms.
+    Eigenvalues below 1e-10 of their mean are raised to it, so that a singular kernel still
+    yields k distinct items.
+
+    Args:
+        L: ``(B, N, N)`` symmetric positive semi-definite kernels, not all zero.
+        k: Number of items, in 1..N.
+        generator: Source of randomness, on the device of ``L``. Default: torch's own.
+
+    Returns:
+        ``(B, k)`` long, without repetition; as a set distributed as above.
+
+    Raises:
+        ValueError: If an argument has the wrong shape or range.
+    """
+    _check_kernels(L, k)
+    batch, num = L.shape[:2]
+    eigenvalues, eigenvectors = torch.linalg.eigh(L.double())
+    floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
+    uniform = torch.rand(num + k, batch, dtype=torch.float64, device=L.device, generator=generator)
+    spanned = _sample_eigenvectors(torch.maximum(eigenvalues, floor).log(), k, uniform[:num])
+    basis = eigenvectors.gather(2, spanned[:, None].expand(-1, num, -1))
+    K = basis @ basis.mT
+
+    rows = torch.arange(batch, device=L.device)
+    probability = K.diagonal(dim1=1, dim2=2)
+    c = K.new_zeros(batch, k, num)
+    chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
+    for t in range(k):
+        cumulative = probability.clamp(min=0).cumsum(dim=1)
+        j = (cumulative <= uniform[num + t, :, None] * cumulative[:, -1:]).sum(dim=1)
+        j = j.clamp(max=num - 1)
+        chosen[:, t] = j
+        c[:, t], probability = _condition(
+            K[rows, j], c[:, :t], j, probability[rows, j].sqrt(), probability
+        )
+        probability[rows, j] = 0.0
+    return chosen
+
+
+def _sample_eigenvectors(log_eigenvalues: Tensor, k: int, uniform: Tensor) -> Tensor:
+    """Draw k of N eigenvectors with probability proportional to their product.
+
+    Args:
+        log_eigenvalues: ``(B, N)``.
+        uniform: ``(N, B)`` random numbers.
+
+    Returns:
+        ``(B, k)`` long, the drawn indices.
+    """
+    batch, num = log_eigenvalues.shape
+    # log_e[n][:, r] is log e_r(lambda_1..lambda_n), the elementary symmetric polynomial.
+    first = log_eigenvalues.new_full((batch, k + 1), -torch.inf)
+    first[:, 0] = 0.0
+    log_e = [first]
+    for n in range(num):
+        with_n = log_e[n][:, :-1] + log_eigenvalues[:, n, None]
+        log_e.append(torch.cat([log_e[n][:, :1], torch.logaddexp(log_e[n][:, 1:], with_n)], dim=1))
+    missing = torch.full((batch, 1), k, device=uniform.device)
+    drawn = torch.empty(batch, num, dtype=torch.bool, device=uniform.device)
+    for n in range(num, 0, -1):
+        log_with = (
+            log_eigenvalues[:, n - 1] + log_e[n - 1].gather(1, (missing - 1).clamp(min=0))[:, 0]
+        )
+        log_all = log_e[n].gather(1, missing)[:, 0]
+        take = (missing[:, 0] > 0) & (uniform[n - 1].log() < log_with - log_all)
+        drawn[:, n - 1] = take
+        missing = missing - take[:, None].long()
+    return torch.argsort(drawn.to(torch.uint8), dim=1, descending=True, stable=True)[:, :k]

@@ -72,9 +72,7 @@ def _finite(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def patch_kernel(
-    features: Tensor, kernel: str = "rbf", bandwidth: float | None = None
-) -> Tensor:
+def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None = None) -> Tensor:
     """Similarity of all pairs of patches, positive semi-definite with unit diagonal.
 
     ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each

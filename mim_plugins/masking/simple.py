@@ -119,9 +119,7 @@ class BlockMasking(Masking):
         rows, cols = grid
         device = noise.device
         num_mask = rows * cols - num_keep
-        draws = torch.rand(
-            4, len(noise), self.NUM_RECTANGLES, device=device, generator=generator
-        )
+        draws = torch.rand(4, len(noise), self.NUM_RECTANGLES, device=device, generator=generator)
         smallest = min(self.min_units, num_mask)
         area = smallest + draws[0] * (num_mask - smallest)
         aspect = torch.exp((2 * draws[1] - 1) * math.log(1 / self.min_aspect))
@@ -138,7 +136,10 @@ class BlockMasking(Masking):
         # The rectangle that covers a unit first; argmax finds the first maximum.
         first = covered.to(torch.uint8).argmax(dim=2)
         first = torch.where(covered.any(dim=2), first, self.NUM_RECTANGLES)
+        # The last rectangle is cut from above or from below, else masks would lean upwards.
         raster = torch.arange(rows * cols, device=device) / (rows * cols)
+        from_above = torch.rand(len(noise), 1, device=device, generator=generator) < 0.5
+        raster = torch.where(from_above, raster, 1 - raster)
         within = torch.where(first < self.NUM_RECTANGLES, raster, noise)
         return -(first + within)  # covered early = removed first = largest rank
 
