@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import _numba
+from . import _numba, _triton
 from .base import Masking
 from .kernels import FEATURES, check_kernel, patch_kernel, unit_features
 
@@ -49,8 +49,8 @@ class DPPMasking(Masking):
             of the visible patches at ``mask_ratio`` 0.75 to the determinant.
         kernel: ``"rbf"`` or ``"cosine"``, see :func:`patch_kernel`. Default: ``"rbf"``.
         bandwidth: Bandwidth of the RBF kernel. Default: the image's median distance.
-        features: ``"pixels"``, ``"pooled"`` or a callable, see :func:`unit_features`.
-            Default: ``"pixels"``.
+        features: ``"pixels"``, ``"pooled"`` (a unit's pixels averaged down to 4 x 4) or a
+            callable, see :func:`unit_features`. Default: ``"pooled"``.
 
     Raises:
         TypeError: If ``features`` is neither a name nor callable.
@@ -71,7 +71,7 @@ class DPPMasking(Masking):
         tau: float | None = None,
         kernel: str = "rbf",
         bandwidth: float | None = None,
-        features: str | Callable[[Tensor], Tensor] = "pixels",
+        features: str | Callable[[Tensor], Tensor] = "pooled",
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
         if method not in METHODS:
@@ -161,8 +161,9 @@ def greedy_map(
         noise = torch.rand(batch, num, device=L.device, generator=generator)
     elif noise.shape != (batch, num):
         raise ValueError(f"noise must have shape {(batch, num)}, got {tuple(noise.shape)}")
-    if _numba.usable_for(L):
-        return _numba.greedy_map(L, k, threshold, random_start, noise)
+    for backend in (_triton, _numba):
+        if backend.usable_for(L):
+            return backend.greedy_map(L, k, threshold, random_start, noise)
     return _greedy_map_torch(L, k, threshold, random_start, noise)
 
 

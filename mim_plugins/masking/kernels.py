@@ -14,7 +14,8 @@ FEATURES = ("pixels", "pooled")
 POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 pixels
 # Squared distances below this share of the squared norms are float32 cancellation noise.
 _ZERO_DISTANCE = 1e-6
-_LARGEST_PIXEL = 1e6  # squares of larger values would overflow
+_LARGEST = 1e6  # squares of larger values would overflow
+_MEDIAN_ROWS = 32
 
 
 def check_kernel(kernel: str, bandwidth: float | None) -> None:
@@ -30,7 +31,7 @@ def check_kernel(kernel: str, bandwidth: float | None) -> None:
 def unit_features(
     images: Tensor,
     grid: tuple[int, int],
-    features: str | Callable[[Tensor], Tensor] = "pixels",
+    features: str | Callable[[Tensor], Tensor] = "pooled",
 ) -> Tensor:
     """Describe every masking unit by a vector.
 
@@ -42,33 +43,29 @@ def unit_features(
             tokens of a frozen backbone.
 
     Returns:
-        ``(B, U, D)`` float32. Pixels that are not finite count as 0.
+        ``(B, U, D)`` float32. Entries that are not finite become 0.
 
     Raises:
         ValueError: If a callable returns another shape.
     """
+    batch, channels, height, width = images.shape
     rows, cols = grid
     if callable(features):
-        tokens = features(images)
-        if tokens.ndim != 3 or tokens.shape[:2] != (len(images), rows * cols):
+        vectors = features(images)
+        if vectors.ndim != 3 or vectors.shape[:2] != (batch, rows * cols):
             raise ValueError(
-                f"features must return shape ({len(images)}, {rows * cols}, D), got "
-                f"{tuple(tokens.shape)}"
+                f"features must return shape ({batch}, {rows * cols}, D), got "
+                f"{tuple(vectors.shape)}"
             )
-        return _finite(tokens)
-    pixels = _finite(images)
-    side_h, side_w = images.shape[2] // rows, images.shape[3] // cols
-    if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
-        pixels = F.adaptive_avg_pool2d(pixels, (rows * POOLED_SIDE, cols * POOLED_SIDE))
-        side_h = side_w = POOLED_SIDE
-    batch, channels = pixels.shape[:2]
-    pixels = pixels.view(batch, channels, rows, side_h, cols, side_w)
-    return pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
-
-
-def _finite(values: Tensor) -> Tensor:
-    values = torch.nan_to_num(values.float(), nan=0.0, posinf=0.0, neginf=0.0)
-    return values.clamp_(-_LARGEST_PIXEL, _LARGEST_PIXEL)
+    else:
+        pixels, side_h, side_w = images, height // rows, width // cols
+        if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
+            side_h = side_w = POOLED_SIDE
+            pixels = F.adaptive_avg_pool2d(pixels, (rows * side_h, cols * side_w))
+        pixels = pixels.reshape(batch, channels, rows, side_h, cols, side_w)
+        vectors = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+    vectors = torch.nan_to_num(vectors.float(), nan=0.0, posinf=0.0, neginf=0.0)
+    return vectors.clamp_(-_LARGEST, _LARGEST)
 
 
 @torch.no_grad()
@@ -76,7 +73,8 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
     """Similarity of all pairs of patches, positive semi-definite with unit diagonal.
 
     ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each
-    image's median distance between two patches. ``"cosine"`` is the cosine similarity.
+    image's median distance between patches, over the pairs with one of 32 evenly spaced
+    patches (all pairs if there are no more). ``"cosine"`` is the cosine similarity.
     Computed in float32, outside autocast.
 
     Args:
@@ -99,10 +97,9 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
         else:
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
-            gram = x @ x.mT
-            norms = gram.diagonal(dim1=1, dim2=2)
+            norms = x.square().sum(dim=2)
             norms = norms[:, :, None] + norms[:, None, :]
-            distances = norms - 2 * gram
+            distances = torch.baddbmm(norms, x, x.mT, alpha=-2)
             distances = distances.masked_fill_(distances <= _ZERO_DISTANCE * norms, 0.0)
             if bandwidth is None:
                 scale = _median_of_pairs(distances)[:, None, None]
@@ -116,11 +113,11 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
 
 
 def _median_of_pairs(distances: Tensor) -> Tensor:
-    """Lower median over pairs i < j of ``(B, N, N)`` symmetric, zero on the diagonal."""
+    """Median over pairs of ``(B, N, N)`` with zero diagonal, one of each pair in 32 rows."""
     num = distances.shape[1]
-    pairs = num * (num - 1) // 2
-    if pairs == 0:
+    if num == 1:
         return distances.new_ones(len(distances))
-    # Sorted, the matrix is N zeros of the diagonal, then every pair twice.
-    rank = num + 2 * ((pairs - 1) // 2) + 1
-    return distances.flatten(1).kthvalue(rank, dim=1).values
+    rows = distances[:, :: -(-num // _MEDIAN_ROWS)]
+    # Sorted, each row's zero on the diagonal comes first: skip as many as there are rows.
+    rank = rows.shape[1] + (rows.shape[1] * (num - 1) + 1) // 2
+    return rows.flatten(1).kthvalue(rank, dim=1).values

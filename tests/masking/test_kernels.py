@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
 
 from mim_plugins.masking import patch_kernel
@@ -35,19 +36,21 @@ def test_small_units_are_not_enlarged(photos: torch.Tensor) -> None:
 
 
 def test_rbf_agrees_with_sklearn_and_the_median_heuristic(photos: torch.Tensor) -> None:
-    features = unit_features(photos, (14, 14))
+    features = unit_features(photos, (14, 14), "pixels")
     similarity = patch_kernel(features).numpy()
     for x, actual in zip(features.double().numpy(), similarity, strict=True):
-        i, j = np.triu_indices(len(x), 1)
-        distances = np.sort(((x[i] - x[j]) ** 2).sum(axis=1))
+        pairs = [(i, j) for i in range(0, 196, 7) for j in range(196) if i != j]
+        distances = sorted(((x[i] - x[j]) ** 2).sum() for i, j in pairs)
         median = distances[(len(distances) - 1) // 2]
         expected = rbf_kernel(x, gamma=1 / (2 * median))
         np.testing.assert_allclose(actual, expected, atol=2e-5)
+        everywhere = np.sqrt(np.median(pdist(x) ** 2))
+        assert np.sqrt(median) == pytest.approx(everywhere, rel=0.1)
     assert (similarity.diagonal(axis1=1, axis2=2) == 1).all()
 
 
 def test_fixed_bandwidth_and_cosine_agree_with_sklearn(photos: torch.Tensor) -> None:
-    features = unit_features(photos, (14, 14))
+    features = unit_features(photos, (14, 14), "pixels")
     x = features[0].double().numpy()
     rbf = patch_kernel(features, bandwidth=3.0)[0].numpy()
     np.testing.assert_allclose(rbf, rbf_kernel(x, gamma=1 / 18), atol=2e-5)
@@ -83,7 +86,7 @@ def test_mostly_equal_patches_are_told_apart() -> None:
 
 
 def test_computed_in_float32_under_autocast(photos: torch.Tensor) -> None:
-    features = unit_features(photos, (14, 14))
+    features = unit_features(photos, (14, 14), "pixels")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = patch_kernel(features)
     assert inside.dtype == torch.float32
