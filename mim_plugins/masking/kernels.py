@@ -12,8 +12,9 @@ KERNELS = ("rbf", "cosine")
 FEATURES = ("pixels", "pooled")
 
 POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 pixels
-# Squared distances below this share of the squared norms are float32 cancellation noise.
-_ZERO_DISTANCE = 1e-6
+# Relative float32 rounding of a squared distance. Taken off, it makes equal patches, whose
+# distance is nothing but rounding, exactly equal.
+_ROUNDING = 1e-6
 _LARGEST = 1e6  # squares of larger values would overflow
 _MEDIAN_ROWS = 32
 
@@ -97,10 +98,9 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
         else:
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
-            norms = x.square().sum(dim=2)
+            norms = x.square().sum(dim=2) * (1 - _ROUNDING)
             norms = norms[:, :, None] + norms[:, None, :]
-            distances = torch.baddbmm(norms, x, x.mT, alpha=-2)
-            distances = distances.masked_fill_(distances <= _ZERO_DISTANCE * norms, 0.0)
+            distances = torch.baddbmm(norms, x, x.mT, alpha=-2).clamp_(min=0.0)
             if bandwidth is None:
                 scale = _median_of_pairs(distances)[:, None, None]
                 # More than half of the pairs equal: the limit bandwidth -> 0.

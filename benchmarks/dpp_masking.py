@@ -1,0 +1,257 @@
+"""Cost of DPP masks: against a plain numpy loop, the stock pipeline and the stock step.
+
+    python benchmarks/dpp_masking.py            # tables; GPU rows where there is a GPU
+    python benchmarks/dpp_masking.py --plot docs/images/dpp_growth.png
+
+Every figure is a ratio of two things timed in turn in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import machine, photo_batch, times
+
+from mim_plugins.masking import DPPMasking, RandomMasking, dpp, greedy_map, patch_kernel
+from mim_plugins.masking.kernels import unit_features
+
+
+def numpy_kernel(image: np.ndarray, patch: int = 16) -> np.ndarray:
+    """RBF similarity of one image's patches, plain numpy, float64."""
+    channels, height, width = image.shape
+    rows, cols = height // patch, width // patch
+    x = image.astype(np.float64).reshape(channels, rows, patch, cols, patch)
+    x = x.transpose(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+    norms = (x**2).sum(axis=1)
+    distances = np.maximum(norms[:, None] + norms[None] - 2 * x @ x.T, 0)
+    median = np.median(distances[np.triu_indices(len(x), 1)])
+    return np.exp(-distances / (2 * median))
+
+
+def numpy_greedy(L: np.ndarray, k: int, first: int) -> np.ndarray:
+    """Greedy MAP of one kernel, Eqs. 13-15 of DPPMask in plain numpy."""
+    gain = L.diagonal().copy()
+    c = np.zeros((k, len(L)))
+    chosen = np.empty(k, dtype=int)
+    for t in range(k):
+        j = first if t == 0 else int(gain.argmax())
+        chosen[t] = j
+        e = (L[j] - c[:t, j] @ c[:t]) / np.sqrt(max(gain[j], 1e-12))
+        c[t] = e
+        gain -= e**2
+        gain[j] = -np.inf
+    return chosen
+
+
+def cpu_masking(repeats: int) -> None:
+    images = photo_batch(64)
+    arrays = images.numpy()
+    L = patch_kernel(unit_features(images, (14, 14)))
+    L64 = L.double().numpy()
+    noise = torch.rand(64, 196)
+
+    def numpy_pipeline() -> None:
+        for image in arrays:
+            numpy_greedy(numpy_kernel(image), 49, np.random.randint(196))  # noqa: NPY002
+
+    def numpy_greedy_stage() -> None:
+        for kernel in L64:
+            numpy_greedy(kernel, 49, 0)
+
+    seconds = times(
+        {
+            "numpy float64 loop, pixels to mask": numpy_pipeline,
+            "DPPMasking(tau=0)": lambda: DPPMasking(tau=0.0)(images),
+            "DPPMasking(tau=0, features='pixels')": lambda: DPPMasking(tau=0.0, features="pixels")(
+                images
+            ),
+            "DPPMasking(method='exact')": lambda: DPPMasking(method="exact")(images),
+            "RandomMasking": lambda: RandomMasking()(images),
+            "numpy float64 loop, greedy stage": numpy_greedy_stage,
+            "greedy_map": lambda: greedy_map(L, 49),
+            "greedy_map without numba": lambda: dpp._greedy_map_torch(L, 49, 1e-12, True, noise),
+        },
+        repeats,
+    )
+    print("\nCPU, 64 photographs of 224 x 224, N=196, k=49, microseconds per image\n")
+    print("| what | us / image | times faster than numpy |\n|---|---|---|")
+    for name, value in seconds.items():
+        stage = "greedy stage" if "greedy_map" in name or "stage" in name else "pixels to mask"
+        reference = seconds[f"numpy float64 loop, {stage}"]
+        print(f"| {name} | {value / 64 * 1e6:.0f} | {reference / value:.1f} |")
+
+
+def data_pipeline(repeats: int) -> None:
+    """The transform's share of the stock SimMIM training pipeline on ImageNet-sized JPEGs."""
+    try:
+        from mmengine.registry import init_default_scope
+        from mmpretrain.registry import TRANSFORMS
+
+        import mim_plugins.mmpretrain  # noqa: F401
+    except ImportError as error:
+        print(f"\nData pipeline: not measured ({error})")
+        return
+    from PIL import Image
+
+    from mim_plugins.photos import PHOTOS, load_photo
+
+    init_default_scope("mmpretrain")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a data-loader worker
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for name in PHOTOS:
+            path = Path(folder) / f"{name}.jpg"
+            Image.fromarray(load_photo(name)).resize((500, 375)).save(path, quality=90)
+            paths.append(str(path))
+        steps = [
+            {"type": "LoadImageFromFile"},
+            {
+                "type": "RandomResizedCrop",
+                "scale": 192,
+                "crop_ratio_range": (0.67, 1.0),
+            },
+            {"type": "RandomFlip", "prob": 0.5},
+        ]
+
+        def pipeline(generator: str) -> Callable[[], None]:
+            mask = {"type": generator, "input_size": 192, "mask_patch_size": 32}
+            mask |= {"model_patch_size": 4, "mask_ratio": 0.6}
+            built = [TRANSFORMS.build(step) for step in [*steps, mask, {"type": "PackInputs"}]]
+
+            def run() -> None:
+                for path in paths:
+                    results = {"img_path": path}
+                    for transform in built:
+                        results = transform(results)
+
+            return run
+
+        seconds = times(
+            {name: pipeline(name) for name in ("SimMIMMaskGenerator", "DPPMaskGenerator")},
+            repeats,
+        )
+    torch.set_num_threads(threads)
+    stock, ours = seconds["SimMIMMaskGenerator"], seconds["DPPMaskGenerator"]
+    print("\nStock SimMIM training pipeline, 500 x 375 JPEGs to 192 x 192, one process\n")
+    print("| mask generator | us / image | ratio to stock |\n|---|---|---|")
+    print(f"| SimMIMMaskGenerator | {stock / len(paths) * 1e6:.0f} | 1 |")
+    print(f"| DPPMaskGenerator | {ours / len(paths) * 1e6:.0f} | {ours / stock:.3f} |")
+
+
+def growth(repeats: int, plot: str | None) -> None:
+    """Cost against the number of patches, at mask ratio 0.75."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    numbers, batch = [49, 196, 784, 3136], 4
+    rows = []
+    for num in numbers:
+        images = photo_batch(batch, 14 * round(num**0.5)).to(device)
+        rows.append(
+            times(
+                {
+                    "greedy": lambda images=images: DPPMasking(patch_size=14, tau=0.0)(images),
+                    "exact": lambda images=images: DPPMasking(patch_size=14, method="exact")(
+                        images
+                    ),
+                    "random": lambda images=images: RandomMasking(patch_size=14)(images),
+                },
+                repeats if num < 3136 else 1,
+            )
+        )
+    print(f"\nGrowth with the number of patches ({device}, batch {batch}), ms per image\n")
+    print("| patches | random | greedy | exact |\n|---|---|---|---|")
+    for num, row in zip(numbers, rows, strict=True):
+        cells = " | ".join(f"{row[m] / batch * 1e3:.3g}" for m in ("random", "greedy", "exact"))
+        print(f"| {num} | {cells} |")
+    if plot is None:
+        return
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for method, marker in (("exact", "s"), ("greedy", "o"), ("random", "^")):
+        axes.loglog(
+            numbers, [row[method] / batch * 1e3 for row in rows], marker=marker, label=method
+        )
+    axes.set(xlabel="patches per image", ylabel="milliseconds per image", xticks=numbers)
+    axes.set_xticklabels(numbers)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(title=f"masking ({device})")
+    figure.savefig(plot, dpi=120)
+
+
+def gpu_step(repeats: int, batch: int) -> None:
+    """One optimiser step of MAE ViT-B/16 in bf16 with different masks."""
+    if not torch.cuda.is_available():
+        print("\nGPU step: not measured (no CUDA device)")
+        return
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    import mim_plugins.mmpretrain  # noqa: F401
+
+    init_default_scope("mmpretrain")
+    images = photo_batch(batch).cuda()
+    model = MODELS.build(
+        {
+            "type": "MAE",
+            "backbone": {"type": "MaskedMAEViT", "arch": "b", "patch_size": 16},
+            "neck": {"type": "MAEPretrainDecoder", "patch_size": 16, "embed_dim": 768},
+            "head": {
+                "type": "MAEPretrainHead",
+                "norm_pix": True,
+                "patch_size": 16,
+                "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
+            },
+        }
+    ).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    peak = {}
+
+    def step(name: str, masking: object) -> Callable[[], None]:
+        def run() -> None:
+            model.backbone.mask_generator = masking
+            torch.cuda.reset_peak_memory_stats()
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = model.loss(images, None)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            peak[name] = torch.cuda.max_memory_allocated()
+
+        return run
+
+    maskings = {
+        "random": RandomMasking(),
+        "greedy": DPPMasking(tau=0.0),
+        "greedy, features='pixels'": DPPMasking(tau=0.0, features="pixels"),
+        "exact": DPPMasking(method="exact"),
+    }
+    seconds = times({name: step(name, masking) for name, masking in maskings.items()}, repeats)
+    print(f"\nMAE ViT-B/16 training step, 224 px, bf16, batch {batch}\n")
+    print("| masking | ms / step | ratio to random | peak memory ratio |\n|---|---|---|---|")
+    for name, value in seconds.items():
+        ratio, memory = value / seconds["random"], peak[name] / peak["random"]
+        print(f"| {name} | {value * 1e3:.1f} | {ratio:.3f} | {memory:.3f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=256, help="of the GPU step")
+    parser.add_argument("--plot", help="where to save the growth plot")
+    args = parser.parse_args()
+    print(machine())
+    cpu_masking(args.repeats)
+    data_pipeline(args.repeats)
+    growth(args.repeats, args.plot)
+    gpu_step(args.repeats, args.batch)
+
+
+if __name__ == "__main__":
+    main()
