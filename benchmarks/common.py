@@ -26,6 +26,7 @@ def times(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str,
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
+            time.sleep(0.2)  # idle threads of the last one's library stop spinning
             start = time.perf_counter()
             function()
             if torch.cuda.is_available():

@@ -99,8 +99,8 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
             norms = x.square().sum(dim=2) * (1 - _ROUNDING)
-            norms = norms[:, :, None] + norms[:, None, :]
-            distances = torch.baddbmm(norms, x, x.mT, alpha=-2).clamp_(min=0.0)
+            distances = norms[:, :, None] + norms[:, None, :]
+            distances = distances.baddbmm_(x, x.mT, alpha=-2).clamp_(min=0.0)
             if bandwidth is None:
                 scale = _median_of_pairs(distances)[:, None, None]
                 # More than half of the pairs equal: the limit bandwidth -> 0.
