@@ -82,6 +82,26 @@ class Masking(ABC):
             ``(B, U)`` scores without NaN.
         """
 
+    def count(self, height: int, width: int) -> tuple[tuple[int, int], int]:
+        """Rows and columns of masking units of an image, and how many of them are kept.
+
+        Raises:
+            ValueError: If the image is not divisible into units, or none would be kept.
+        """
+        if height % self.mask_unit or width % self.mask_unit:
+            raise ValueError(
+                f"image height and width must be multiples of mask_unit={self.mask_unit}, "
+                f"got {height} x {width}"
+            )
+        rows, cols = height // self.mask_unit, width // self.mask_unit
+        num_keep = int(rows * cols * (1 - self.mask_ratio))
+        if num_keep < 1:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} keeps none of the {rows * cols} masking units of "
+                f"a {height} x {width} image; lower it or use smaller units"
+            )
+        return (rows, cols), num_keep
+
     @torch.no_grad()
     def __call__(
         self,
@@ -105,19 +125,8 @@ class Masking(ABC):
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         batch, _, height, width = images.shape
-        if height % self.mask_unit or width % self.mask_unit:
-            raise ValueError(
-                f"image height and width must be multiples of mask_unit={self.mask_unit}, "
-                f"got {height} x {width}"
-            )
-        grid = height // self.mask_unit, width // self.mask_unit
+        grid, num_keep = self.count(height, width)
         units = grid[0] * grid[1]
-        num_keep = int(units * (1 - self.mask_ratio))
-        if num_keep < 1:
-            raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps none of the {units} masking units of a "
-                f"{height} x {width} image; lower it or use smaller units"
-            )
         if noise is None:
             noise = torch.rand(batch, units, device=images.device, generator=generator)
         elif noise.shape != (batch, units):

@@ -97,7 +97,7 @@ class DPPMaskGenerator(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Add ``mask``, drawn for ``results['img']`` ``(H, W, C)`` uint8."""
-        image = torch.from_numpy(np.ascontiguousarray(results["img"])).permute(2, 0, 1)
+        image = torch.from_numpy(np.asarray(results["img"], dtype=np.float32)).permute(2, 0, 1)
         rows, cols = self.grid
         if image.shape[1] % rows or image.shape[2] % cols:
             raise ValueError(
@@ -109,7 +109,7 @@ class DPPMaskGenerator(BaseTransform):
         noise = torch.empty(1, self.num_units)
         noise[0, order] = torch.arange(self.num_units - 1, -1, -1) / self.num_units
         num_keep = self.num_units - self.num_mask
-        scores = self.masking.scores(image[None].float(), self.grid, num_keep, noise, None)
+        scores = self.masking.scores(image[None], self.grid, num_keep, noise, None)
         mask = np.ones(self.num_units, dtype=int)
         mask[scores[0].argsort()[:num_keep].numpy()] = 0
         mask = mask.reshape(rows, cols)

@@ -1,0 +1,252 @@
+"""What breaks in today's upstream when its own tools run, and how it is mended from outside.
+
+Each remedy is applied when the adapter is imported, only where its fault is really found,
+and can be switched off by name: ``MIM_PLUGINS_NO_REMEDIES=adjust_hue,amp_on_cpu`` or
+``=all``. Nothing here is needed by the plugins themselves.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import mmcv
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
+from mmengine.runner import Runner
+
+SWITCH = "MIM_PLUGINS_NO_REMEDIES"
+
+
+class Remedy(NamedTuple):
+    """One fault of upstream: what it is, whether it is there, how it is mended."""
+
+    name: str
+    description: str
+    is_broken: Callable[[], bool]
+    mend: Callable[[], None] | None  # None: it cannot be mended from here
+
+
+class Status(NamedTuple):
+    name: str
+    state: str  # "active", "not needed", "switched off" or "broken"
+    description: str
+
+
+# -- pkg_resources: read before any plugin is imported, so it can only be reported ---------
+
+
+def _pkg_resources_is_missing() -> bool:
+    from mmengine.utils import package_utils
+
+    needed = "pkg_resources" in inspect.getsource(package_utils)
+    return needed and find_spec("pkg_resources") is None
+
+
+# -- collate_scope -------------------------------------------------------------------------
+
+
+def _collate_with_scope(batch: Any, _collate: Callable, _scope_: str = "", **kwargs: Any) -> Any:
+    return _collate(batch, **kwargs)
+
+
+def _collate_rejects_scope() -> bool:
+    collate = FUNCTIONS.get("default_collate")
+    rejects = "_scope_" not in inspect.signature(collate).parameters
+    return rejects and "_scope_" not in inspect.getsource(Runner.build_dataloader)
+
+
+def _mend_collate() -> None:
+    for name in ("default_collate", "pseudo_collate"):
+        collate = partial(_collate_with_scope, _collate=FUNCTIONS.get(name))
+        FUNCTIONS.register_module(name=name, module=collate, force=True)
+
+
+# -- safe_load -----------------------------------------------------------------------------
+
+
+def _safe_load_refuses_history() -> bool:
+    buffer = io.BytesIO()
+    torch.save(HistoryBuffer([1.0], [1]), buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer)
+    except Exception:
+        return True
+    return False
+
+
+_HISTORY_STATISTICS = ("min", "max", "current", "mean")
+
+
+def _history_statistic(owner: object, name: str) -> object:
+    """``getattr`` as far as the checkpoints of stock mmengine need it."""
+    if owner is not HistoryBuffer or name not in _HISTORY_STATISTICS:
+        raise ValueError(f"a checkpoint asked for attribute {name!r} of {owner!r}")
+    return getattr(HistoryBuffer, name)
+
+
+def _mend_safe_load() -> None:
+    stock_getstate = HistoryBuffer.__getstate__
+
+    def __getstate__(self: HistoryBuffer) -> dict:
+        # The methods are those of the class; pickled, each is a getattr on load.
+        return {**stock_getstate(self), "statistics_methods": {}}
+
+    HistoryBuffer.__getstate__ = __getstate__
+    reconstruct = np.ndarray([0]).__reduce__()[0]
+    scalar = np.float64(0).__reduce__()[0]
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.ndarray,
+            np.dtype,
+            type(np.dtype("float64")),
+            type(np.dtype("int64")),
+            # Under the names of numpy 1 and numpy 2 alike.
+            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+            (_history_statistic, "builtins.getattr"),
+        ]
+    )
+
+
+# -- adjust_hue ----------------------------------------------------------------------------
+
+
+class _CyclicHue(float):
+    """A hue factor whose product with 255 is an integer modulo 256, as uint8 hue is."""
+
+    def __mul__(self, other: float) -> int:
+        return int(float(self) * other) % 256
+
+
+def _adjust_hue_overflows() -> bool:
+    try:
+        mmcv.adjust_hue(np.zeros((1, 1, 3), np.uint8), -0.1, backend="pillow")
+    except OverflowError:
+        return True
+    return False
+
+
+def _mend_adjust_hue() -> None:
+    stock = mmcv.adjust_hue
+
+    def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -> np.ndarray:
+        return stock(img, _CyclicHue(hue_factor), backend)
+
+    adjust_hue.__doc__ = stock.__doc__
+    mmcv.adjust_hue = mmcv.image.adjust_hue = mmcv.image.photometric.adjust_hue = adjust_hue
+
+
+# -- amp_on_cpu ----------------------------------------------------------------------------
+
+
+def _amp_without_accelerator() -> bool:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    try:
+        AmpOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=1.0))
+    except AssertionError:
+        return True
+    return False
+
+
+def _float32_optim_wrapper(
+    loss_scale: object = None, dtype: object = None, use_fsdp: bool = False, **kwargs: Any
+) -> OptimWrapper:
+    print_log(
+        "No accelerator: AmpOptimWrapper is replaced by OptimWrapper, training in float32.",
+        logger="current",
+        level=logging.WARNING,
+    )
+    return OptimWrapper(**kwargs)
+
+
+def _mend_amp() -> None:
+    OPTIM_WRAPPERS.register_module(
+        name="AmpOptimWrapper", module=_float32_optim_wrapper, force=True
+    )
+
+
+# ------------------------------------------------------------------------------------------
+
+REMEDIES = (
+    Remedy(
+        "pkg_resources",
+        "'mmpretrain::' bases need pkg_resources: pip install 'setuptools<82'",
+        _pkg_resources_is_missing,
+        None,
+    ),
+    Remedy(
+        "collate_scope",
+        "'mmpretrain::' bases pass _scope_ to collate functions, which reject it",
+        _collate_rejects_scope,
+        _mend_collate,
+    ),
+    Remedy(
+        "safe_load",
+        "torch.load refuses mmengine's checkpoints (--resume, tools/test.py, Pretrained)",
+        _safe_load_refuses_history,
+        _mend_safe_load,
+    ),
+    Remedy(
+        "adjust_hue",
+        "mmcv.adjust_hue overflows on numpy 2 (ColorJitter of MoCo, BYOL, SimCLR, SimSiam)",
+        _adjust_hue_overflows,
+        _mend_adjust_hue,
+    ),
+    Remedy(
+        "amp_on_cpu",
+        "AmpOptimWrapper refuses to run without an accelerator: float32 instead",
+        _amp_without_accelerator,
+        _mend_amp,
+    ),
+)
+
+_status: list[Status] = []
+
+
+def apply() -> None:
+    """Apply every remedy that is needed and not switched off; once, at import."""
+    if _status:
+        return
+    off = {name.strip() for name in os.environ.get(SWITCH, "").split(",")}
+    unknown = off - {remedy.name for remedy in REMEDIES} - {"", "all"}
+    if unknown:
+        names = ", ".join(remedy.name for remedy in REMEDIES)
+        raise ValueError(f"{SWITCH} may name 'all' or {names}; got {', '.join(sorted(unknown))}")
+    for remedy in REMEDIES:
+        if not remedy.is_broken():
+            state = "not needed"
+        elif remedy.name in off or "all" in off:
+            state = "switched off"
+        elif remedy.mend is None:
+            state = "broken"
+        else:
+            remedy.mend()
+            state = "active"
+        _status.append(Status(remedy.name, state, remedy.description))
+    active = [status.name for status in _status if status.state == "active"]
+    # Data-loader workers and other ranks import this too: one line is enough.
+    first = multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0"
+    if active and first:
+        print_log(
+            f"mim_plugins mends upstream: {', '.join(active)} (see python -m mim_plugins; "
+            f"{SWITCH} switches off)",
+            logger="current",
+        )
+
+
+def status() -> list[Status]:
+    """What was found and done, one entry per remedy."""
+    return list(_status)

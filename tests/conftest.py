@@ -1,0 +1,14 @@
+"""Shared fixtures."""
+
+from pathlib import Path
+
+import pytest
+
+from mim_plugins.photos import write_photo_folder
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``{train,test}/<photograph>/*.png``, 15 classes, 8 and 4 crops of 64 x 64 each."""
+    root = tmp_path_factory.mktemp("photos")
+    return write_photo_folder(root, size=64, train_per_class=8, test_per_class=4)

@@ -1,0 +1,174 @@
+"""MaskedMAEViT beside the stock MAEViT it replaces."""
+
+import copy
+import pickle
+
+import pytest
+
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+
+import torch
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS, TASK_UTILS
+
+import mim_plugins.mmpretrain  # noqa: F401
+from mim_plugins.masking import DPPMasking, RandomMasking
+
+ARCH = {"embed_dims": 32, "num_layers": 2, "num_heads": 2, "feedforward_channels": 64}
+
+
+@pytest.fixture(autouse=True)
+def _scope() -> None:
+    init_default_scope("mmpretrain")
+
+
+def build(backbone: str, **arguments: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = MODELS.build(
+        {
+            "type": "MAE",
+            "backbone": {"type": backbone, "arch": ARCH, "img_size": 64, "patch_size": 8}
+            | arguments,
+            "neck": {
+                "type": "MAEPretrainDecoder",
+                "num_patches": 64,
+                "patch_size": 8,
+                "embed_dim": 32,
+                "decoder_embed_dim": 32,
+                "decoder_depth": 1,
+                "decoder_num_heads": 2,
+            },
+            "head": {
+                "type": "MAEPretrainHead",
+                "patch_size": 8,
+                "norm_pix": True,
+                "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
+            },
+        }
+    )
+    model.init_weights()
+    return model
+
+
+def train(model: torch.nn.Module, steps: int = 20) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    torch.manual_seed(1)
+    losses = []
+    for _ in range(steps):
+        loss = model.loss(torch.rand(4, 3, 64, 64), None)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"mask_generator": {"type": "RandomMasking"}},
+        {"mask_generator": {"type": "DPPMasking", "tau": 1.0}},
+        {"mask_generator": RandomMasking(mask_ratio=0.75, patch_size=8)},
+    ],
+    ids=["default", "config", "tau=1", "object"],
+)
+def test_random_masking_equals_stock_bit_for_bit(arguments: dict) -> None:
+    stock, ours = build("MAEViT"), build("MaskedMAEViT", **arguments)
+    assert train(ours) == train(stock)
+    weights = stock.state_dict()
+    assert list(ours.state_dict()) == list(weights)
+    assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
+
+
+def test_dpp_masks_reach_the_loss() -> None:
+    model = build("MaskedMAEViT", mask_generator={"type": "DPPMasking", "tau": 0.0})
+    images = torch.rand(4, 3, 64, 64)
+    torch.manual_seed(2)
+    latent, mask, ids_restore = model.backbone(images)
+    torch.manual_seed(2)
+    expected = DPPMasking(patch_size=8, tau=0.0)(images)
+    assert latent.shape == (4, 17, 32)
+    assert mask.dtype == torch.float32
+    assert torch.equal(mask.bool(), expected.mask)
+    assert torch.equal(ids_restore, expected.ids_restore)
+    assert train(model) != train(build("MAEViT"))
+
+
+def test_a_given_mask_is_used() -> None:
+    """What the encoder sees is the visible patches and nothing else."""
+    model = build("MaskedMAEViT").eval()
+    images = torch.rand(2, 3, 64, 64)
+    mask = RandomMasking(patch_size=8)(images)
+    latent, _, _ = model.backbone(images, mask=mask)
+    pixel_mask = mask.mask.view(2, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    hidden_changed = torch.where(pixel_mask, torch.rand_like(images), images)
+    visible_changed = torch.where(pixel_mask, images, torch.rand_like(images))
+    assert torch.equal(model.backbone(hidden_changed, mask=mask)[0], latent)
+    assert not torch.allclose(model.backbone(visible_changed, mask=mask)[0], latent)
+
+
+@pytest.mark.parametrize("mask", [None, False])
+def test_features_of_whole_images_are_stock(mask: bool | None) -> None:
+    stock, ours = build("MAEViT").eval(), build("MaskedMAEViT").eval()
+    images = torch.rand(2, 3, 64, 64)
+    expected = stock.backbone(images, mask=None)
+    assert torch.equal(ours.backbone(images, mask=mask)[0], expected[0])
+    assert torch.equal(ours.extract_feat(images)[0], expected[0])
+
+
+def test_every_masking_is_registered_and_inherits_ratio_and_patch_size() -> None:
+    for name in ("RandomMasking", "GridMasking", "BlockMasking", "DPPMasking"):
+        assert TASK_UTILS.get(name) is not None
+        model = build("MaskedMAEViT", mask_ratio=0.5, mask_generator={"type": name})
+        _, mask, _ = model.backbone(torch.rand(2, 3, 64, 64))
+        assert mask.sum(dim=1).tolist() == [32, 32]
+
+
+def test_larger_masking_unit() -> None:
+    model = build("MaskedMAEViT", mask_generator={"type": "DPPMasking", "mask_unit": 16})
+    _, mask, _ = model.backbone(torch.rand(2, 3, 64, 64))
+    units = mask.view(2, 4, 2, 4, 2)
+    assert torch.equal(units.amax(dim=(2, 4)), units.amin(dim=(2, 4)))
+
+
+def test_bfloat16_autocast_is_finite() -> None:
+    model = build("MaskedMAEViT", mask_generator={"type": "DPPMasking"})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.loss(torch.rand(2, 3, 64, 64), None)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_copies_and_pickles() -> None:
+    model = build("MaskedMAEViT", mask_generator={"type": "DPPMasking", "tau": 0.5})
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert other.backbone.mask_generator.tau == 0.5
+        assert train(other, 2) == train(copy.deepcopy(model), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"mask_generator": {"type": "DPPMasking", "mask_ratio": 0.5}}, ValueError,
+         "mask_generator has mask_ratio=0.5, the backbone 0.75: set mask_ratio on the backbone"),
+        ({"mask_generator": {"type": "DPPMasking", "patch_size": 16}}, ValueError,
+         "mask_generator has patch_size=16, the backbone 8"),
+        ({"mask_generator": {"type": "DPPMasking", "tau": 2}}, ValueError, "tau must be in"),
+        ({"mask_generator": {"type": "DPPMasking", "kernel": "laplace"}}, ValueError,
+         "kernel must be one of"),
+        ({"mask_generator": {"type": "DPPMasking", "mask_unit": 24}}, ValueError,
+         "multiples of mask_unit=24, got 64 x 64"),
+        ({"mask_ratio": 0.999}, ValueError, "keeps none of the 64"),
+        ({"mask_ratio": 1.5}, ValueError, "mask_ratio must be in"),
+        ({"mask_generator": {"type": "MAEViT"}}, KeyError, "MAEViT is not in"),
+        ({"mask_generator": 3}, TypeError, "mask_generator must be a config"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_fail_at_construction(
+    arguments: dict, error: type[Exception], message: str
+) -> None:
+    # mmengine's registry re-raises the constructor's error with the class's name in front.
+    with pytest.raises(error, match=message):
+        build("MaskedMAEViT", **arguments)
