@@ -1,0 +1,15 @@
+"""Plugins for lightly: drop-in mask functions, and :func:`wrap` for unmodified modules."""
+
+try:
+    import lightly  # noqa: F401
+    import pytorch_lightning  # noqa: F401
+    import timm  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"mim_plugins.lightly needs lightly and timm ({error}): pip install 'mim_plugins[lightly]'"
+    ) from error
+
+from .masking import dpp_block_mask, dpp_token_mask, token_mask
+from .wrap import wrap
+
+__all__ = ["dpp_block_mask", "dpp_token_mask", "token_mask", "wrap"]
