@@ -221,17 +221,24 @@ def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, d
             tokens = model.backbone(inputs, mask=None)[0]
             ranks = [effective_rank(tokens[draw, 0]) for draw in draws]
             figures[name]["effective_rank"] = statistics.mean(ranks)
-    pictures["original"] = images[:PICTURES] / 255
+    pictures["original"] = images[_shown(images)] / 255
     return figures, pictures
 
 
 def _pictures(model: Any, inputs: Any, prediction: Any, hidden: Any, mean: Any, std: Any) -> Any:
     """Masked images and reconstructions, RGB in 0..1."""
-    head, shown = model.head, slice(PICTURES)
+    head, shown = model.head, _shown(inputs)
     mask = head.unpatchify(hidden[shown, :, None].expand_as(prediction[shown]))
     original = ((inputs[shown] * std + mean) / 255).clamp(0, 1)
     predicted = ((head.unpatchify(prediction[shown]) * std + mean) / 255).clamp(0, 1)
     return original * (1 - mask) + 0.82 * mask, original * (1 - mask) + predicted * mask
+
+
+def _shown(images: Any) -> Any:
+    """Evenly spaced images: the test images are sorted by class."""
+    import torch
+
+    return torch.linspace(0, len(images) - 1, PICTURES).long()
 
 
 def draw(pictures: dict[str, Any], path: Path) -> None:
@@ -341,8 +348,8 @@ def main(argv: list[str] | None = None) -> None:
         "DEMO_NUM_CLASSES": str(len(data.classes)),
         "DEMO_IMAGE_SIZE": str(data.image_size),
         "DEMO_PATCH_SIZE": str(data.image_size // 8),
-        "DEMO_EPOCHS": str(args.epochs or (10 if large else 40)),
-        "DEMO_PROBE_EPOCHS": str(args.probe_epochs or (5 if large else 15)),
+        "DEMO_EPOCHS": str(args.epochs or (10 if large else 18)),
+        "DEMO_PROBE_EPOCHS": str(args.probe_epochs or (5 if large else 10)),
         "DEMO_BATCH_SIZE": str(256 if large else 64),
         "DEMO_TAU": str(args.tau),
     }

@@ -58,7 +58,7 @@ def photo_crops(
 ) -> list[Image.Image]:
     """Draw ``count`` square crops of one photograph, resized to ``size`` pixels.
 
-    Crops cover 30 to 70 % of the shorter side of their region: the left 65 % of the
+    Crops cover 50 to 100 % of the shorter side of their region: the left 65 % of the
     photograph for training, the rest for testing.
     """
     photo = load_photo(name)
@@ -67,7 +67,7 @@ def photo_crops(
     height, width = region.shape[:2]
     crops = []
     for _ in range(count):
-        side = int(min(height, width) * rng.uniform(0.3, 0.7))
+        side = int(min(height, width) * rng.uniform(0.5, 1.0))
         top = rng.integers(0, height - side + 1)
         left = rng.integers(0, width - side + 1)
         crop = Image.fromarray(region[top : top + side, left : left + side])

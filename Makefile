@@ -1,0 +1,33 @@
+# make demo    install, then pre-train with random and DPP masks, probe both, draw report.png
+# make test    install, then lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo_output
+RUN := $(VENV)/bin/python
+
+DEMO_ARGS := --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
+	$(if $(PROBE_EPOCHS),--probe-epochs $(PROBE_EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	$(if $(TAU),--tau $(TAU))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed-all
+	$(RUN) -m mim_plugins.demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-dev lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# setuptools comes first: bases named mmpretrain:: need its pkg_resources.
+$(VENV)/.installed-%: setup.cfg pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip 'setuptools>=77.0.3,<82'
+	$(RUN) -m pip install --progress-bar on --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo_output data lightning_logs work_dirs build dist *.egg-info

@@ -1,0 +1,84 @@
+"""Class means as a linear classifier: U-MAE's theoretical probe (section 4.1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def mean_classifier(
+    features: Tensor, labels: Tensor, normalize: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Weights ``W_y = E[f(x) | y]``: row y is the mean feature of class y.
+
+    Zhang et al., "How Mask Matters: Towards Theoretical Understandings of Masked
+    Autoencoders", NeurIPS 2022, section 4.1. There is no bias.
+
+    Args:
+        features: ``(n, D)`` floating, n >= 1.
+        labels: ``(n,)`` integers, any values.
+        normalize: l2-normalise the features first, as the paper's proofs take them and the
+            uniformity loss does. Default: True.
+
+    Returns:
+        The weights ``(c, D)`` float64 and the label of each row ``(c,)``, ascending.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> weights, classes = mean_classifier(torch.eye(2), torch.tensor([7, 3]))
+        >>> classes
+        tensor([3, 7])
+    """
+    _check(features, labels)
+    classes, rows = labels.unique(return_inverse=True)
+    features = _prepare(features, normalize)
+    sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, rows, features)
+    return sums / torch.bincount(rows)[:, None], classes
+
+
+@torch.no_grad()
+def mean_classifier_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    normalize: bool = True,
+) -> float:
+    """Share of test features for which ``argmax_y W_y . f(x)`` is the label, in [0, 1].
+
+    W comes from the training features, see :func:`mean_classifier`. A test label that does
+    not occur among the training labels counts as an error.
+
+    Args:
+        train_features, test_features: ``(n, D)`` and ``(m, D)`` floating.
+        train_labels, test_labels: ``(n,)`` and ``(m,)`` integers.
+        normalize: l2-normalise all features first. Default: True.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    _check(test_features, test_labels)
+    weights, classes = mean_classifier(train_features, train_labels, normalize)
+    if test_features.shape[1] != weights.shape[1]:
+        raise ValueError(
+            f"test_features have {test_features.shape[1]} dimensions, train_features "
+            f"{weights.shape[1]}"
+        )
+    scores = _prepare(test_features, normalize) @ weights.T
+    return (classes[scores.argmax(dim=1)] == test_labels).double().mean().item()
+
+
+def _prepare(features: Tensor, normalize: bool) -> Tensor:
+    return F.normalize(features.double(), dim=1) if normalize else features.double()
+
+
+def _check(features: Tensor, labels: Tensor) -> None:
+    if features.ndim != 2 or len(features) == 0 or labels.shape != features.shape[:1]:
+        raise ValueError(
+            "features and labels must have shapes (n >= 1, D) and (n,), got "
+            f"{tuple(features.shape)} and {tuple(labels.shape)}"
+        )

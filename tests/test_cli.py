@@ -1,0 +1,79 @@
+"""``python -m mim_plugins`` as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WITHOUT = """
+import runpy, sys
+for name in {absent!r}:
+    sys.modules[name] = None
+sys.argv = ["mim_plugins"]
+runpy.run_module("mim_plugins", run_name="__main__")
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+
+
+def test_lists_what_is_there() -> None:
+    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+    pytest.importorskip("lightly", reason="lightly is not installed")
+    result = run("-m", "mim_plugins")
+    assert result.returncode == 0, result.stderr
+    for text in (
+        "mmpretrain                   usable",
+        "lightly                      usable",
+        "MODELS: MaskedMAEViT",
+        "TRANSFORMS: DPPMaskGenerator",
+        "TASK_UTILS: DPPMasking",
+        "dpp_token_mask",
+        "safe_load",
+    ):
+        assert text in result.stdout
+    listed = [line for line in result.stdout.splitlines() if line.startswith("  MODELS: ")]
+    assert all(len(line.split()) > 3 for line in listed), "every component has a description"
+
+
+def test_one_framework_is_enough() -> None:
+    pytest.importorskip("lightly", reason="lightly is not installed")
+    result = run("-c", WITHOUT.format(absent=["mmpretrain"]))
+    assert result.returncode == 0
+    assert "pip install 'mim_plugins[mmpretrain]'" in result.stdout
+    assert "lightly                      usable" in result.stdout
+
+
+def test_none_is_an_error() -> None:
+    result = run("-c", WITHOUT.format(absent=["mmpretrain", "lightly"]))
+    assert result.returncode == 1
+    assert "pip install 'mim_plugins[mmpretrain]'" in result.stdout
+    assert "pip install 'mim_plugins[lightly]'" in result.stdout
+    assert "DPPMasking" in result.stdout
+
+
+def test_configs_are_found() -> None:
+    result = run("-m", "mim_plugins", "--configs")
+    assert result.returncode == 0
+    assert list(Path(result.stdout.strip()).glob("dppmask/mae-dpp_*.py"))
+
+
+def test_importing_the_package_needs_torch_alone() -> None:
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        third_party = {"mmengine", "mmcv", "mmpretrain", "lightly", "timm", "pytorch_lightning",
+                       "numba", "triton", "sklearn", "skimage", "matplotlib", "networkx", "piq"}
+        if name.split(".")[0] in third_party:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import torch
+import mim_plugins.masking, mim_plugins.regularizers, mim_plugins.analysis
+mask = mim_plugins.masking.DPPMasking(patch_size=4)(torch.rand(2, 3, 32, 32))
+assert mask.ids_keep.shape == (2, 16)
+"""
+    result = run("-c", code)
+    assert result.returncode == 0, result.stderr
