@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> None:
         "DEMO_IMAGE_SIZE": str(data.image_size),
         "DEMO_PATCH_SIZE": str(data.image_size // 8),
         "DEMO_EPOCHS": str(args.epochs or (10 if large else 18)),
-        "DEMO_PROBE_EPOCHS": str(args.probe_epochs or (5 if large else 10)),
+        "DEMO_PROBE_EPOCHS": str(args.probe_epochs or (5 if large else 8)),
         "DEMO_BATCH_SIZE": str(256 if large else 64),
         "DEMO_TAU": str(args.tau),
     }
