@@ -96,8 +96,11 @@ class DPPMaskGenerator(BaseTransform):
         )
 
     def transform(self, results: dict) -> dict:
-        """Add ``mask``, drawn for ``results['img']`` ``(H, W, C)`` uint8."""
-        image = torch.from_numpy(np.asarray(results["img"], dtype=np.float32)).permute(2, 0, 1)
+        """Add ``mask``, drawn for ``results['img']``, ``(H, W, C)`` or a list of which it is the first."""
+        image = results["img"]
+        if isinstance(image, list | tuple):  # BEiT: the image and its target
+            image = image[0]
+        image = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)
         rows, cols = self.grid
         if image.shape[1] % rows or image.shape[2] % cols:
             raise ValueError(
