@@ -1,24 +1,24 @@
 # Masked autoencoder pre-training cut down to two CPU cores: the stock config, a small ViT
 # and an image folder. `python -m mim_plugins.demo` sets the environment variables below.
-_base_ = "mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py"
+_base_ = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
 
-custom_imports = dict(imports=["mim_plugins.mmpretrain"], allow_failed_imports=False)
+custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
 
-image_size = {{"$DEMO_IMAGE_SIZE:64"}}
-patch_size = {{"$DEMO_PATCH_SIZE:8"}}
-epochs = {{"$DEMO_EPOCHS:18"}}
-batch_size = {{"$DEMO_BATCH_SIZE:64"}}
+image_size = {{'$DEMO_IMAGE_SIZE:64'}}
+patch_size = {{'$DEMO_PATCH_SIZE:8'}}
+epochs = {{'$DEMO_EPOCHS:18'}}
+batch_size = {{'$DEMO_BATCH_SIZE:64'}}
 dims = 128
 
 model = dict(
     backbone=dict(
-        type="MaskedMAEViT",
+        type='MaskedMAEViT',
         arch=dict(
             _delete_=True, embed_dims=dims, num_layers=4, num_heads=4, feedforward_channels=4 * dims
         ),
         img_size=image_size,
         patch_size=patch_size,
-        mask_generator=dict(type="RandomMasking"),
+        mask_generator=dict(type='RandomMasking'),
     ),
     neck=dict(
         patch_size=patch_size,
@@ -37,21 +37,21 @@ train_dataloader = dict(
     drop_last=True,
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="{{$DEMO_DATA:data/photos}}",
-        data_prefix="train",
-        extensions=(".jpg", ".jpeg", ".png", ".webp", ".bmp"),
+        type='CustomDataset',
+        data_root='{{$DEMO_DATA:data/photos}}',
+        data_prefix='train',
+        extensions=('.jpg', '.jpeg', '.png', '.webp', '.bmp'),
         pipeline=[
-            dict(type="LoadImageFromFile"),
+            dict(type='LoadImageFromFile'),
             dict(
-                type="RandomResizedCrop",
+                type='RandomResizedCrop',
                 scale=image_size,
                 crop_ratio_range=(0.5, 1.0),
-                backend="pillow",
-                interpolation="bicubic",
+                backend='pillow',
+                interpolation='bicubic',
             ),
-            dict(type="RandomFlip", prob=0.5),
-            dict(type="PackInputs"),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
         ],
     ),
 )
@@ -59,7 +59,7 @@ train_dataloader = dict(
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
     dict(
-        type="LinearLR",
+        type='LinearLR',
         start_factor=0.01,
         by_epoch=True,
         begin=0,
@@ -67,7 +67,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
     dict(
-        type="CosineAnnealingLR",
+        type='CosineAnnealingLR',
         T_max=0.9 * epochs,
         by_epoch=True,
         begin=0.1 * epochs,

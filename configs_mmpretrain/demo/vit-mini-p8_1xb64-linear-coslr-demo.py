@@ -1,15 +1,15 @@
 # Linear probe of a demo checkpoint: the stock MAE linear-probe config, cut down alike.
-_base_ = "mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py"
+_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py'
 
-custom_imports = dict(imports=["mim_plugins.mmpretrain"], allow_failed_imports=False)
+custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
 
-image_size = {{"$DEMO_IMAGE_SIZE:64"}}
-patch_size = {{"$DEMO_PATCH_SIZE:8"}}
-epochs = {{"$DEMO_PROBE_EPOCHS:8"}}
-batch_size = {{"$DEMO_BATCH_SIZE:64"}}
-num_classes = {{"$DEMO_NUM_CLASSES:15"}}
+image_size = {{'$DEMO_IMAGE_SIZE:64'}}
+patch_size = {{'$DEMO_PATCH_SIZE:8'}}
+epochs = {{'$DEMO_PROBE_EPOCHS:8'}}
+batch_size = {{'$DEMO_BATCH_SIZE:64'}}
+num_classes = {{'$DEMO_NUM_CLASSES:15'}}
 dims = 128
-extensions = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+extensions = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
 data_preprocessor = dict(num_classes=num_classes)
 model = dict(
@@ -20,7 +20,7 @@ model = dict(
         img_size=image_size,
         patch_size=patch_size,
         frozen_stages=4,
-        init_cfg=dict(checkpoint="{{$DEMO_CHECKPOINT:demo_output/random_seed0/epoch_18.pth}}"),
+        init_cfg=dict(checkpoint='{{$DEMO_CHECKPOINT:demo_output/random_seed0/epoch_18.pth}}'),
     ),
     neck=dict(input_features=dims),
     head=dict(num_classes=num_classes, in_channels=dims),
@@ -31,21 +31,21 @@ train_dataloader = dict(
     num_workers=1,
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="{{$DEMO_DATA:data/photos}}",
-        data_prefix="train",
+        type='CustomDataset',
+        data_root='{{$DEMO_DATA:data/photos}}',
+        data_prefix='train',
         extensions=extensions,
         pipeline=[
-            dict(type="LoadImageFromFile"),
+            dict(type='LoadImageFromFile'),
             dict(
-                type="RandomResizedCrop",
+                type='RandomResizedCrop',
                 scale=image_size,
                 crop_ratio_range=(0.5, 1.0),
-                backend="pillow",
-                interpolation="bicubic",
+                backend='pillow',
+                interpolation='bicubic',
             ),
-            dict(type="RandomFlip", prob=0.5),
-            dict(type="PackInputs"),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
         ],
     ),
 )
@@ -54,14 +54,14 @@ val_dataloader = dict(
     num_workers=1,
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="{{$DEMO_DATA:data/photos}}",
-        data_prefix="test",
+        type='CustomDataset',
+        data_root='{{$DEMO_DATA:data/photos}}',
+        data_prefix='test',
         extensions=extensions,
         pipeline=[
-            dict(type="LoadImageFromFile"),
-            dict(type="Resize", scale=(image_size, image_size), backend="pillow"),
-            dict(type="PackInputs"),
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(image_size, image_size), backend='pillow'),
+            dict(type='PackInputs'),
         ],
     ),
 )
@@ -73,7 +73,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=4.0))
 param_scheduler = [
     dict(
-        type="CosineAnnealingLR",
+        type='CosineAnnealingLR',
         T_max=epochs,
         by_epoch=True,
         begin=0,

@@ -1,12 +1,12 @@
-_base_ = "./mae-dpp_vit-base-p16_8xb512-amp-coslr-300e_in1k.py"
+_base_ = './mae-dpp_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
 
 # ImageNet-100: class folders under data/imagenet100/train
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="data/imagenet100/",
-        data_prefix="train",
+        type='CustomDataset',
+        data_root='data/imagenet100/',
+        data_prefix='train',
         pipeline={{_base_.train_pipeline}},
     )
 )

@@ -96,7 +96,7 @@ class DPPMaskGenerator(BaseTransform):
         )
 
     def transform(self, results: dict) -> dict:
-        """Add ``mask``, drawn for ``results['img']``, ``(H, W, C)`` or a list of which it is the first."""
+        """Add ``mask``, drawn for ``img`` ``(H, W, C)``, or the first of a list of images."""
         image = results["img"]
         if isinstance(image, list | tuple):  # BEiT: the image and its target
             image = image[0]

@@ -1,26 +1,26 @@
-_base_ = "mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py"
+_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'
 
 # DPPMask, table 7: the settings of the stock MAE fine-tuning config
 # (base learning rate 5e-4, layer decay 0.65, 100 epochs, mixup 0.8, cutmix 1.0).
 
-custom_imports = dict(imports=["mim_plugins.mmpretrain"], allow_failed_imports=False)
+custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
 
 # ImageNet-100: class folders under data/imagenet100/train and data/imagenet100/val
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="data/imagenet100/",
-        data_prefix="train",
+        type='CustomDataset',
+        data_root='data/imagenet100/',
+        data_prefix='train',
         pipeline={{_base_.train_pipeline}},
     )
 )
 val_dataloader = dict(
     dataset=dict(
         _delete_=True,
-        type="CustomDataset",
-        data_root="data/imagenet100/",
-        data_prefix="val",
+        type='CustomDataset',
+        data_root='data/imagenet100/',
+        data_prefix='val',
         pipeline={{_base_.test_pipeline}},
     )
 )
