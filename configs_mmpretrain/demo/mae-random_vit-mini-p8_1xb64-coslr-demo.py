@@ -58,22 +58,14 @@ train_dataloader = dict(
 
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
 param_scheduler = [
-    dict(
-        type='LinearLR',
-        start_factor=0.01,
-        by_epoch=True,
-        begin=0,
-        end=0.1 * epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
         type='CosineAnnealingLR',
-        T_max=0.9 * epochs,
+        T_max=epochs,
         by_epoch=True,
-        begin=0.1 * epochs,
+        begin=0,
         end=epochs,
-        convert_to_iter_based=True,
-    ),
+        convert_to_iter_based=True)
 ]
 
 train_cfg = dict(max_epochs=epochs)
