@@ -209,7 +209,7 @@ def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, d
         # One draw of masks of each kind, shared by both models.
         masks = {name: model.backbone.mask_generator(inputs) for name, model in models.items()}
         order = torch.randperm(len(inputs))
-        draws = order[: len(order) // RANK_IMAGES * RANK_IMAGES].split(RANK_IMAGES) or [order]
+        draws = [d for d in order.split(RANK_IMAGES) if len(d) == RANK_IMAGES] or [order]
         for name, model in models.items():
             for mask_name, mask in masks.items():
                 latent, hidden, ids_restore = model.backbone(inputs, mask=mask)
