@@ -1,0 +1,46 @@
+"""The built distributions, used outside the source tree."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("build", reason="build is not installed (extra dev)")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_wheel_built_from_the_sdist_works_elsewhere(tmp_path: Path) -> None:
+    def run(*arguments: str | Path, **environment: str) -> str:
+        result = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout[-3000:]
+        return result.stdout
+
+    run("-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ROOT)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert list((tmp_path / "dist").glob("*.tar.gz"))
+    site = tmp_path / "site"
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
+
+    configs = Path(run("-m", "mim_plugins", "--configs", PYTHONPATH=str(site)).strip())
+    assert configs.is_relative_to(site)
+    shipped = {path.relative_to(configs) for path in configs.rglob("*") if path.suffix != ".pyc"}
+    sources = {
+        path.relative_to(ROOT / "configs_mmpretrain")
+        for path in (ROOT / "configs_mmpretrain").rglob("*")
+        if "__pycache__" not in path.parts
+    }
+    assert sources <= shipped
+    assert (site / "mim_plugins" / "py.typed").exists()
+    code = "import mim_plugins.masking as m; print(m.__file__)"
+    assert run("-c", code, PYTHONPATH=str(site)).startswith(str(site))
