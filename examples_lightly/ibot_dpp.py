@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--data", help="image folder; default: embedded photographs")
     parser.add_argument("--paper", action="store_true", help="ViT-S/16, table 8 of DPPMask")
     parser.add_argument("--masking", choices=["dpp", "random"], default="dpp")
-    parser.add_argument("--tau", type=float, default=0.25, help="1 = random, 0 = greedy")
+    parser.add_argument("--tau", type=float, default=0.5, help="1 = random, 0 = greedy")
     parser.add_argument("--epochs", type=int, help="default: 100 with --paper, else 3")
     parser.add_argument("--batch-size", type=int, default=32, help="per device")
     parser.add_argument("--num-workers", type=int, default=1)

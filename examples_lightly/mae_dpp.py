@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", help="image folder; default: embedded photographs")
     parser.add_argument("--masking", choices=["dpp", "random"], default="dpp")
-    parser.add_argument("--tau", type=float, default=0.25, help="1 = random, 0 = greedy")
+    parser.add_argument("--tau", type=float, default=0.5, help="1 = random, 0 = greedy")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)

@@ -323,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, help="of pre-training; default: by the data's size")
     parser.add_argument("--probe-epochs", type=int, help="of each linear probe; default: likewise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--tau", type=float, default=0.25, help="of DPPMasking")
+    parser.add_argument("--tau", type=float, default=0.5, help="of DPPMasking")
     args = parser.parse_args(argv)
     try:
         from mim_plugins.masking.dpp import check_tau

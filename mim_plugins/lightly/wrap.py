@@ -46,7 +46,7 @@ def wrap(model: LightningModule, *, masking: Masking, mask_ratio_var: float = 0.
             than ``masking``.
 
     Example:
-        >>> model = wrap(MAE(), masking=DPPMasking(tau=0.25))  # doctest: +SKIP
+        >>> model = wrap(MAE(), masking=DPPMasking(tau=0.5))  # doctest: +SKIP
         >>> Trainer().fit(model, dataloader)  # doctest: +SKIP
     """
     if not isinstance(model, LightningModule):

@@ -20,7 +20,7 @@ SMALLEST_GAIN = 1e-12
 _EIGENVALUE_FLOOR = 1e-10  # of the mean eigenvalue
 
 METHODS = ("greedy", "exact")
-DEFAULT_TAU = 0.25
+DEFAULT_TAU = 0.5
 
 
 def check_tau(tau: float) -> float:

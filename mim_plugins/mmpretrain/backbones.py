@@ -58,7 +58,7 @@ class MaskedMAEViT(MAEViT):
         *args, **kwargs: Those of ``MAEViT``. ``mask_ratio`` and ``patch_size`` are also the
             mask generator's.
         mask_generator (dict | Masking, optional): A masking of
-            :mod:`mim_plugins.masking`, e.g. ``dict(type='DPPMasking', tau=0.25)``.
+            :mod:`mim_plugins.masking`, e.g. ``dict(type='DPPMasking', tau=0.5)``.
             Defaults to None, random masking.
 
     Raises:

@@ -30,7 +30,7 @@ LINEAR = "_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr
 FINE_TUNE = "_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'\n"
 BACKBONE = """
 model['backbone'].update(
-    type='MaskedMAEViT', mask_generator=dict(type='DPPMasking', tau=0.25))
+    type='MaskedMAEViT', mask_generator=dict(type='DPPMasking', tau=0.5))
 """
 
 
@@ -89,7 +89,9 @@ def test_pretrain_resume_probe_fine_tune_and_test(photo_folder: Path, tmp_path: 
         # The probe's encoder is frozen, so it must hold exactly the pretrained weights.
         assert all(same) if name == "linear" else not any(same)
 
-        output = run_tool("test", config, tmp_path / name / "epoch_1.pth")
+        output = run_tool(
+            "test", config, tmp_path / name / "epoch_1.pth", "--work-dir", tmp_path / "test"
+        )
         assert "accuracy/top1" in output
 
 
