@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import photo_batch
@@ -19,7 +20,7 @@ from mim_plugins.analysis import mask_alignment_diversity
 from mim_plugins.masking import DPPMasking, PatchMask, greedy_map, patch_kernel
 from mim_plugins.masking.kernels import unit_features
 
-TAUS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.1, 0.03, 0.0)
+TAUS = (1.0, 0.95, 0.85, 0.75, 0.5, 0.25, 0.1, 0.0)
 
 
 def kernels() -> None:
@@ -89,46 +90,50 @@ def masks(out: Path) -> None:
 
 
 def alignment(out: Path, demo: Path, seed: int) -> None:
-    """Figure 7 of the paper with the demo's backbone trained on random masks."""
+    """Figure 7 of the paper with both of the demo's backbones."""
     import matplotlib.pyplot as plt
 
     from mim_plugins._configs import config_folder
-    from mim_plugins.demo import PRETRAIN, load_images, load_model
+    from mim_plugins.demo import MASKINGS, PRETRAIN, load_images, load_model
 
     env = json.loads((demo / "results.json").read_text())["settings"]
     size, patch = int(env["DEMO_IMAGE_SIZE"]), int(env["DEMO_PATCH_SIZE"])
-    model = load_model(
-        config_folder() / "demo" / PRETRAIN.format("random"),
-        demo / f"random_seed{seed}" / f"epoch_{env['DEMO_EPOCHS']}.pth",
-        env,
-    )
-    paths = sorted((Path(env["DEMO_DATA"]) / "test").rglob("*.*"))
-    paths = paths[:: max(1, len(paths) // 480)]
-    images = load_images(paths, size)
-    images = (images - model.data_preprocessor.mean) / model.data_preprocessor.std
-
-    def encode(images: torch.Tensor, mask: PatchMask | None) -> torch.Tensor:
-        return model.backbone(images, mask=mask)[0][:, 0]
-
-    results = []
-    for tau in TAUS:
-        generator = torch.Generator().manual_seed(0)
-        masking = DPPMasking(patch_size=patch, tau=tau)
-        results.append(mask_alignment_diversity(encode, images, masking, 5, generator))
-    print("| tau | distance to the unmasked image | distance between two masks |\n|---|---|---|")
-    for tau, result in zip(TAUS, results, strict=True):
-        print(f"| {tau:g} | {result.alignment.mean():.3f} | {result.diversity.mean():.3f} |")
-
+    paths = [path for path in sorted((Path(env["DEMO_DATA"]) / "test").rglob("*")) if path.suffix]
+    images = load_images(paths[:: max(1, len(paths) // 480)], size)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    titles = ("alignment: distance of masked to unmasked [CLS]", "diversity: distance of two draws")
-    for axis, title, field in zip(axes, titles, ("alignment", "diversity"), strict=True):
-        values = torch.stack([getattr(result, field) for result in results])
-        error = 1.96 * values.std(dim=1) / values.shape[1] ** 0.5
-        axis.errorbar(range(len(TAUS)), values.mean(dim=1), yerr=error, marker="o", capsize=3)
+    print("| backbone trained with | tau | distance to unmasked | distance of two masks |")
+    print("|---|---|---|---|")
+    for name in MASKINGS:
+        checkpoint = demo / f"{name}_seed{seed}" / f"epoch_{env['DEMO_EPOCHS']}.pth"
+        model = load_model(config_folder() / "demo" / PRETRAIN.format(name), checkpoint, env)
+        inputs = (images - model.data_preprocessor.mean) / model.data_preprocessor.std
+
+        def encode(x: torch.Tensor, mask: PatchMask | None, model: Any = model) -> torch.Tensor:
+            return model.backbone(x, mask=mask)[0][:, 0]
+
+        results = []
+        for tau in TAUS:
+            generator = torch.Generator().manual_seed(0)
+            masking = DPPMasking(patch_size=patch, tau=tau)
+            results.append(mask_alignment_diversity(encode, inputs, masking, 5, generator))
+            means = [f"{values.mean():.3f}" for values in results[-1]]
+            print(f"| {name} masks | {tau:g} | {' | '.join(means)} |")
+        for axis, field in zip(axes, ("alignment", "diversity"), strict=True):
+            # Relative to random masks: the two backbones have features of different size.
+            values = torch.stack([getattr(result, field) for result in results])
+            values = values / values[0].mean()
+            error = 1.96 * values.std(dim=1) / values.shape[1] ** 0.5
+            axis.errorbar(
+                range(len(TAUS)), values.mean(dim=1), yerr=error, marker="o", capsize=3, label=name
+            )
+    axes[0].set_title("distance of masked to unmasked [CLS] (alignment)", fontsize=9)
+    axes[1].set_title("distance between two masks' [CLS] (diversity)", fontsize=9)
+    for axis in axes:
         axis.set_xticks(range(len(TAUS)), [f"{tau:g}" for tau in TAUS])
-        axis.set_xlabel("tau (1 = random masks)")
-        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("tau")
+        axis.set_ylabel("relative to tau = 1 (random)")
         axis.grid(alpha=0.3)
+    axes[1].legend(title="backbone trained with masks", fontsize=8, title_fontsize=8)
     figure.savefig(out / "dpp_alignment.png", dpi=110)
 
 

@@ -45,7 +45,7 @@ class DPPMasking(Masking):
         mask_ratio, patch_size, mask_unit: See :class:`Masking`.
         method: ``"greedy"`` or ``"exact"``. Default: ``"greedy"``.
         tau: Smallest gain ``d_j^2`` that greedy selection still accepts, in [0, 1]; None
-            for ``method="exact"``. Default: 0.25, which on photographs leaves about half
+            for ``method="exact"``. Default: 0.5, which on photographs leaves about a third
             of the visible patches at ``mask_ratio`` 0.75 to the determinant.
         kernel: ``"rbf"`` or ``"cosine"``, see :func:`patch_kernel`. Default: ``"rbf"``.
         bandwidth: Bandwidth of the RBF kernel. Default: the image's median distance.
