@@ -229,8 +229,9 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
     batch, num = L.shape[:2]
     eigenvalues, eigenvectors = torch.linalg.eigh(L.double())
     floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
-    uniform = torch.rand(num + k, batch, dtype=torch.float64, device=L.device, generator=generator)
-    spanned = _sample_eigenvectors(torch.maximum(eigenvalues, floor).log(), k, uniform[:num])
+    shape = (num, batch)
+    uniform = torch.rand(shape, dtype=torch.float64, device=L.device, generator=generator)
+    spanned = _sample_eigenvectors(torch.maximum(eigenvalues, floor).log(), k, uniform)
     basis = eigenvectors.gather(2, spanned[:, None].expand(-1, num, -1))
     K = basis @ basis.mT
 
@@ -239,9 +240,9 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
     c = K.new_zeros(batch, k, num)
     chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
     for t in range(k):
-        cumulative = probability.clamp(min=0).cumsum(dim=1)
-        j = (cumulative <= uniform[num + t, :, None] * cumulative[:, -1:]).sum(dim=1)
-        j = j.clamp(max=num - 1)
+        # Of exponential clocks with these rates the first to ring is j with probability p_j.
+        clock = torch.empty_like(probability).exponential_(generator=generator)
+        j = (probability.clamp(min=0.0) / clock).argmax(dim=1)
         chosen[:, t] = j
         c[:, t], probability = _condition(
             K[rows, j], c[:, :t], j, probability[rows, j].sqrt(), probability

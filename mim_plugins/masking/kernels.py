@@ -120,4 +120,6 @@ def _median_of_pairs(distances: Tensor) -> Tensor:
     rows = distances[:, :: -(-num // _MEDIAN_ROWS)]
     # Sorted, each row's zero on the diagonal comes first: skip as many as there are rows.
     rank = rows.shape[1] + (rows.shape[1] * (num - 1) + 1) // 2
+    if distances.is_cuda:  # where kthvalue fails under use_deterministic_algorithms
+        return rows.flatten(1).sort(dim=1).values[:, rank - 1]
     return rows.flatten(1).kthvalue(rank, dim=1).values
