@@ -21,6 +21,7 @@ from mmpretrain.registry import TASK_UTILS
 from .. import masking as _masking
 from . import remedies
 from .backbones import MaskedMAEViT
+from .regularized import UMAE, RegularizedMAE, UniformityHead
 from .transforms import DPPMaskGenerator
 
 MASKINGS = ("RandomMasking", "GridMasking", "BlockMasking", "DPPMasking")
@@ -30,4 +31,11 @@ for _name in MASKINGS:
 
 remedies.apply()
 
-__all__ = ["DPPMaskGenerator", "MaskedMAEViT", "remedies"]
+__all__ = [
+    "UMAE",
+    "DPPMaskGenerator",
+    "MaskedMAEViT",
+    "RegularizedMAE",
+    "UniformityHead",
+    "remedies",
+]

@@ -8,59 +8,11 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
-from mmengine.registry import init_default_scope
-from mmpretrain.registry import MODELS, TASK_UTILS
+from mmpretrain.registry import TASK_UTILS
 
-import mim_plugins.mmpretrain  # noqa: F401
 from mim_plugins.masking import DPPMasking, RandomMasking
 
-ARCH = {"embed_dims": 32, "num_layers": 2, "num_heads": 2, "feedforward_channels": 64}
-
-
-@pytest.fixture(autouse=True)
-def _scope() -> None:
-    init_default_scope("mmpretrain")
-
-
-def build(backbone: str, **arguments: object) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = MODELS.build(
-        {
-            "type": "MAE",
-            "backbone": {"type": backbone, "arch": ARCH, "img_size": 64, "patch_size": 8}
-            | arguments,
-            "neck": {
-                "type": "MAEPretrainDecoder",
-                "num_patches": 64,
-                "patch_size": 8,
-                "embed_dim": 32,
-                "decoder_embed_dim": 32,
-                "decoder_depth": 1,
-                "decoder_num_heads": 2,
-            },
-            "head": {
-                "type": "MAEPretrainHead",
-                "patch_size": 8,
-                "norm_pix": True,
-                "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
-            },
-        }
-    )
-    model.init_weights()
-    return model
-
-
-def train(model: torch.nn.Module, steps: int = 20) -> list[float]:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    torch.manual_seed(1)
-    losses = []
-    for _ in range(steps):
-        loss = model.loss(torch.rand(4, 3, 64, 64), None)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+from .models import build, train
 
 
 @pytest.mark.parametrize(
