@@ -65,8 +65,9 @@ def test_importing_the_package_needs_torch_alone() -> None:
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        third_party = {"mmengine", "mmcv", "mmpretrain", "lightly", "timm", "pytorch_lightning",
-                       "numba", "triton", "sklearn", "skimage", "matplotlib", "networkx", "piq"}
+        third_party = {"numpy", "mmengine", "mmcv", "mmpretrain", "lightly", "timm", "numba",
+                       "pytorch_lightning", "triton", "sklearn", "skimage", "matplotlib",
+                       "networkx", "piq"}
         if name.split(".")[0] in third_party:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())

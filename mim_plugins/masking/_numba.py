@@ -5,11 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 try:
+    import numpy as np
     from numba import njit
 
     INSTALLED = True
