@@ -52,7 +52,7 @@ class MaskedMAEViT(MAEViT):
 
     With ``RandomMasking`` (the default) it equals ``MAEViT`` bit for bit under the same
     seed. Parameters and ``state_dict`` are the stock ones: checkpoints load in upstream's
-    own linear-probe, fine-tune and detection configs.
+    own linear-probe and fine-tune configs.
 
     Args:
         *args, **kwargs: Those of ``MAEViT``. ``mask_ratio`` and ``patch_size`` are also the
