@@ -21,18 +21,22 @@ def photo_batch(batch: int, size: int = 224) -> torch.Tensor:
     return torch.from_numpy(np.stack(crops)[:batch]).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def times(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def times(
+    functions: dict[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds per call, the functions taking turns so that noise hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
             time.sleep(0.2)  # idle threads of the last one's library stop spinning
-            start = time.perf_counter()
+            start = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat:  # the first call compiles and warms up
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(clock() - start)
     return {name: float(np.median(values)) for name, values in taken.items()}
 
 

@@ -1,4 +1,7 @@
-"""``python -m mim_plugins``: what is installed, what is mended, what can be used."""
+"""``python -m mim_plugins``: what is installed, what is mended, what can be used.
+
+``python -m mim_plugins report --help``: a report on MAE and SimMIM checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,20 @@ def _public(module: ModuleType) -> list[tuple[str, object]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mim_plugins", description=__doc__)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["report"]:
+        from .mmpretrain.report import main as report
+
+        return report(arguments[1:])
+    parser = argparse.ArgumentParser(
+        prog="python -m mim_plugins",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--configs", action="store_true", help="print only the folder of mmpretrain configs"
     )
-    if parser.parse_args(argv).configs:
+    if parser.parse_args(arguments).configs:
         print(config_folder())
         return 0
 
@@ -93,7 +105,15 @@ def main(argv: list[str] | None = None) -> int:
 
         registered = [
             (f"{kind}: {name}", cls)
-            for kind in ("MODELS", "TRANSFORMS", "TASK_UTILS", "HOOKS", "METRICS", "BATCH_AUGMENTS")
+            for kind in (
+                "MODELS",
+                "TRANSFORMS",
+                "TASK_UTILS",
+                "HOOKS",
+                "LOOPS",
+                "METRICS",
+                "BATCH_AUGMENTS",
+            )
             for name, cls in getattr(registry, kind).module_dict.items()
             if cls.__module__.startswith("mim_plugins.")
         ]

@@ -1,26 +1,61 @@
 """What did masking make the model learn? Framework-free measurements."""
 
+from .abstraction import (
+    AbstractionProfile,
+    MaskAbstraction,
+    abstraction_profile,
+    mask_abstraction,
+    plot_abstraction_profile,
+)
+from .attention import attention_map, last_layer_attention, plot_attention
 from .class_distances import ClassDistances, class_distances, plot_class_distances
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
+from .embedding import linear_separability, plot_embeddings, tsne
+from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
+from .hierarchy import LatentHierarchy, SharedLatents, shared_latents
+from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
 from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
 from .mean_classifier import mean_classifier, mean_classifier_accuracy
+from .mosaic import mask_mosaic
+from .reconstruction import reconstruction_scores
 from .spectrum import effective_rank, singular_spectrum
+from .spectrum_plot import plot_spectra
 
 __all__ = [
+    "AbstractionProfile",
     "AlignmentDiversity",
     "ClassDistances",
+    "HierarchicalImages",
+    "LatentHierarchy",
+    "LinearProbe",
+    "MaskAbstraction",
     "MaskGraph",
     "MaskTradeoff",
+    "SharedLatents",
+    "abstraction_profile",
+    "attention_map",
     "class_distances",
     "cooccurrence",
     "effective_rank",
+    "last_layer_attention",
+    "linear_separability",
+    "mask_abstraction",
     "mask_alignment_diversity",
     "mask_graph",
+    "mask_mosaic",
     "mask_tradeoff",
     "mean_classifier",
     "mean_classifier_accuracy",
+    "plot_abstraction_profile",
+    "plot_attention",
     "plot_class_distances",
+    "plot_embeddings",
     "plot_mask_tradeoff",
+    "plot_spectra",
+    "reconstruction_scores",
+    "shared_latents",
     "singular_spectrum",
+    "tsne",
+    "write_hierarchical_folder",
 ]

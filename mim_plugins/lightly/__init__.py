@@ -9,7 +9,26 @@ except ImportError as error:
         f"mim_plugins.lightly needs lightly and timm ({error}): pip install 'mim_plugins[lightly]'"
     ) from error
 
+from ..regularizers import MutualInformationLoss, UniformityLoss
+from .analyzer import HierarchicalMaskingAnalyzer
+from .boundary import BoundaryCriterion
+from .callbacks import EffectiveRank, OnlineProbe
+from .mask_visualization import MaskVisualization
 from .masking import dpp_block_mask, dpp_token_mask, token_mask
+from .mixing import MixMaskLoss
 from .wrap import wrap
 
-__all__ = ["dpp_block_mask", "dpp_token_mask", "token_mask", "wrap"]
+__all__ = [
+    "BoundaryCriterion",
+    "EffectiveRank",
+    "HierarchicalMaskingAnalyzer",
+    "MaskVisualization",
+    "MixMaskLoss",
+    "MutualInformationLoss",
+    "OnlineProbe",
+    "UniformityLoss",
+    "dpp_block_mask",
+    "dpp_token_mask",
+    "token_mask",
+    "wrap",
+]

@@ -22,7 +22,8 @@ def token_mask(
 
     Args:
         images: ``(B, C, H, W)``, the images to be masked.
-        size: ``(B, L)``; L counts the class token and the patches.
+        size: ``(M * B, L)``; M is the masking's ``num_masks``, L counts the class token and
+            the patches.
         mask_ratio: Must be the masking's own.
         masking: The mask generator.
         mask_class_token: Must be False: a class token has no pixels to compare.
@@ -42,8 +43,11 @@ def token_mask(
         raise ValueError(
             f"mask_ratio must be the masking's own, {masking.mask_ratio}, got {mask_ratio}"
         )
-    if len(images) != batch:
-        raise ValueError(f"size must start with the number of images, {len(images)}, got {size}")
+    if len(images) * masking.num_masks != batch:
+        raise ValueError(
+            f"size must start with the number of masks, {len(images) * masking.num_masks}, "
+            f"got {size}"
+        )
     (rows, cols), _ = masking.count(*images.shape[2:])
     side = masking.mask_unit // masking.patch_size
     if rows * cols * side**2 != length - 1:
@@ -52,7 +56,7 @@ def token_mask(
             f"{masking.patch_size} pixels, got {size}; is the masking's patch_size the model's?"
         )
     # lightly draws one number per token, the class token's too.
-    noise = torch.rand(batch, length, device=images.device)[:, 1:]
+    noise = torch.rand(len(images), length, device=images.device)[:, 1:]
     mask = masking(images, noise=noise if side == 1 else None)
     class_token = noise.new_zeros(batch, 1, dtype=torch.long)
     idx_keep = torch.cat([class_token, mask.ids_keep + 1], dim=1)

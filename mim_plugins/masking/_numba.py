@@ -1,7 +1,13 @@
-"""The greedy stage of DPPMask on the CPU, compiled by numba where it is installed."""
+"""Greedy DPP masks on the CPU, compiled by numba where it is installed.
+
+Two entry points: :func:`greedy_map` for given kernels, :func:`greedy_scores` from pixels to
+masks in one pass. The latter makes no kernel matrix: greedy selection reads the rows of the
+chosen units alone, so only those are computed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -10,88 +16,122 @@ from torch import Tensor
 
 try:
     import numpy as np
-    from numba import njit
+
+    from . import _numba_loops as loops
 
     INSTALLED = True
 except ImportError:
     INSTALLED = False
 
 
-def usable_for(L: Tensor) -> bool:
-    """Whether :func:`greedy_map` can run on ``L``."""
-    return INSTALLED and L.device.type == "cpu" and not torch.compiler.is_compiling()
+def usable_for(x: Tensor) -> bool:
+    """Whether the functions of this module can run on ``x``."""
+    return INSTALLED and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def greedy_map(L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor) -> Tensor:
-    """Same contract and same float64 arithmetic as ``dpp._greedy_map_torch``."""
+    """Same contract as ``dpp._greedy_map_torch``.
+
+    Float64 kernels are treated in float64; others in float32 as long as the gains allow it,
+    see ``SMALLEST_FLOAT32_GAIN``, and from there on in float64.
+    """
     if L.dtype not in (torch.float32, torch.float64):
         L = L.float()
     kernels = L.contiguous().numpy()
     order = noise.double().contiguous().numpy()
     chosen = np.empty((len(kernels), k), dtype=np.int64)
-    workers = min(torch.get_num_threads(), len(kernels))
-    if workers <= 1:
-        _greedy(kernels, threshold, random_start, order, chosen)
-        return torch.from_numpy(chosen)
-    # Plain threads: numba's own thread layers do not survive the fork of data-loader workers.
-    with ThreadPoolExecutor(workers) as pool:
-        futures = [
-            pool.submit(_greedy, kernels[a:b], threshold, random_start, order[a:b], chosen[a:b])
-            for a, b in pairwise(np.linspace(0, len(kernels), workers + 1).astype(int))
-        ]
-        for future in futures:
-            future.result()
+    _in_threads(
+        lambda part: loops.greedy_map(
+            kernels[part], threshold, random_start, order[part], chosen[part]
+        ),
+        len(kernels),
+    )
     return torch.from_numpy(chosen)
 
 
-if INSTALLED:
-    # Reassociation lets the maximum be taken in vector registers; no NaN occurs.
-    @njit(nogil=True, cache=True, fastmath={"reassoc", "nnan", "nsz", "contract"})
-    def _greedy(kernels, threshold, random_start, noise, chosen):  # type: ignore[no-untyped-def]
-        num, k = kernels.shape[1], chosen.shape[1]
-        c = np.empty((k, num))  # c[t, i] is entry t of c_i in Eq. 13
-        e = np.empty(num)
-        gain = np.empty(num)  # d_i^2
-        for b in range(len(kernels)):
-            L = kernels[b]
-            rest = noise[b].copy()  # order of random choice; infinite once chosen
-            for i in range(num):
-                gain[i] = L[i, i]
-            greedy = True
-            for t in range(k):
-                if t == 0 and random_start:
-                    j = np.argmin(rest)
-                else:
-                    largest = gain[0]
-                    for i in range(num):
-                        largest = max(largest, gain[i])
-                    j = 0
-                    while gain[j] < largest:
-                        j += 1
-                # Gains never grow, so once none is above the threshold the rest is random.
-                greedy = greedy and gain[j] > threshold
-                if not greedy:
-                    j = np.argmin(rest)
-                chosen[b, t] = j
-                rest[j] = np.inf
-                if not greedy:
-                    continue
-                for i in range(num):
-                    e[i] = L[j, i]
-                whole = t - t % 4  # four rows of c at a time: e is loaded and stored less often
-                for s in range(0, whole, 4):
-                    c0, c1, c2, c3 = c[s, j], c[s + 1, j], c[s + 2, j], c[s + 3, j]
-                    for i in range(num):
-                        e[i] -= (
-                            c0 * c[s, i] + c1 * c[s + 1, i] + c2 * c[s + 2, i] + c3 * c[s + 3, i]
-                        )
-                for s in range(whole, t):
-                    c0 = c[s, j]
-                    for i in range(num):
-                        e[i] -= c0 * c[s, i]
-                inverse = 1.0 / np.sqrt(gain[j])
-                for i in range(num):  # Eqs. 14 and 15
-                    e[i] *= inverse
-                    c[t, i] = e[i]
-                    gain[i] -= e[i] * e[i]
-                gain[j] = -np.inf
+def greedy_scores(
+    images: np.ndarray,
+    grid: tuple[int, int],
+    sides: tuple[int, int],
+    kernel: str,
+    bandwidth: float | None,
+    k: int,
+    threshold: float,
+    noise: np.ndarray,
+) -> np.ndarray:
+    """Greedy masks of images, with random start, as the scores of ``Masking.scores``.
+
+    Args:
+        images: ``(B, C, H, W)`` float32, C-contiguous.
+        grid: Rows and columns of units.
+        sides: Height and width that a unit is averaged to, see ``kernels.unit_sides``.
+        kernel, bandwidth: See ``kernels.patch_kernel``.
+        k: Number of units to choose.
+        threshold: Smallest gain that greedy selection accepts.
+        noise: ``(B, N)`` float32, not negative.
+
+    Returns:
+        ``(B, N)`` float32: ``noise``, with negative numbers, increasing in the order of
+        choice, where a unit was chosen for its gain. Random choice is by smallest noise.
+    """
+    scores = noise.copy()
+    constants = (*grid, *sides, *_kernel(kernel, bandwidth), k, threshold)
+    _in_threads(
+        lambda part: loops.greedy_scores(images[part], 1, False, *constants, scores[part]),
+        len(images),
+    )
+    return scores
+
+
+def image_mask(
+    image: np.ndarray,
+    order: np.ndarray,
+    grid: tuple[int, int],
+    sides: tuple[int, int],
+    kernel: str,
+    bandwidth: float | None,
+    k: int,
+    threshold: float,
+    scale: int,
+) -> np.ndarray:
+    """The mask of one image in one call, for the data pipeline.
+
+    Args:
+        image: ``(H, W, C)``, uint8 or what numpy converts to float32.
+        order: ``(N,)`` int64, a random permutation of the units: of the units not chosen for
+            their gain the last ones in this order are kept.
+        grid, sides, kernel, bandwidth, k, threshold: See :func:`greedy_scores`.
+        scale: Side of a unit in the mask.
+
+    Returns:
+        ``(rows * scale, cols * scale)`` int64, 1 = masked.
+    """
+    flipped = image.strides[1] < 0  # a mirrored view: turned back, it need not be copied
+    if flipped:
+        image = image[:, ::-1]
+    if image.dtype != np.uint8 or not image.flags.c_contiguous:
+        kind = np.uint8 if image.dtype == np.uint8 else np.float32
+        image = np.ascontiguousarray(image, dtype=kind)
+    constants = (*grid, *sides, *_kernel(kernel, bandwidth), k, threshold, scale)
+    return loops.image_mask(image, flipped, order, *constants)
+
+
+def _kernel(kernel: str, bandwidth: float | None) -> tuple[int, float]:
+    """``kernel`` and ``bandwidth`` as the loops take them."""
+    return loops.RBF if kernel == "rbf" else loops.COSINE, float(bandwidth or 0.0)
+
+
+def _in_threads(work: Callable[[slice], object], batch: int) -> None:
+    """Share a batch among as many threads as torch may use."""
+    # Plain threads: numba's own thread layers do not survive the fork of data-loader workers.
+    threads = min(torch.get_num_threads(), batch)
+    if threads <= 1:
+        work(slice(0, batch))
+        return
+    bounds = [round(i * batch / threads) for i in range(threads + 1)]
+    first, *others = (slice(a, b) for a, b in pairwise(bounds))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        futures = [pool.submit(work, part) for part in others]
+        work(first)
+        for future in futures:
+            future.result()

@@ -41,7 +41,13 @@ class Masking(ABC):
     Raises:
         TypeError: If ``patch_size`` or ``mask_unit`` is no int.
         ValueError: If an argument is out of range.
+
+    Attributes:
+        num_masks: Masks per image. B images get a :class:`PatchMask` of ``num_masks * B``
+            rows in the order of ``images.repeat(num_masks, 1, 1, 1)``.
     """
+
+    num_masks: int = 1
 
     def __init__(
         self, mask_ratio: float = 0.75, patch_size: int = 16, mask_unit: int | None = None

@@ -7,13 +7,17 @@ arXiv 2303.12736. Equation numbers are those of its supplement.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import _numba, _triton
 from .base import Masking
-from .kernels import FEATURES, check_kernel, patch_kernel, unit_features
+from .kernels import FEATURES, check_kernel, patch_kernel, unit_features, unit_sides
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Gains below this are rounding: the patch lies in the span of those already chosen.
 SMALLEST_GAIN = 1e-12
@@ -104,15 +108,79 @@ class DPPMasking(Masking):
     ) -> Tensor:
         if self.tau == 1.0:
             return noise
-        features = unit_features(images, grid, self.features)
-        similarity = patch_kernel(features, self.kernel, self.bandwidth)
-        if self.tau is None:
-            ids_keep = sample_kdpp(similarity, num_keep, generator)
-        else:
-            ids_keep = greedy_map(similarity, num_keep, self.tau, noise=noise)
+        if self.compiled and _numba.usable_for(images) and noise.dtype == torch.float32:
+            pixels, numbers = images.float().contiguous().numpy(), noise.contiguous().numpy()
+            sides, threshold = self._compiled_settings(images.shape[2], images.shape[3], grid)
+            kernel, bandwidth = self.kernel, self.bandwidth
+            return torch.from_numpy(
+                _numba.greedy_scores(
+                    pixels, grid, sides, kernel, bandwidth, num_keep, threshold, numbers
+                )
+            )
+        ids_keep = self.choose(self.similarity(images, grid), num_keep, noise, generator)
         # Chosen units first, in the order of their choice; the others as random masking.
         order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
         return noise.scatter(1, ids_keep, order.expand_as(ids_keep))
+
+    @property
+    def compiled(self) -> bool:
+        """Whether :meth:`image_mask` can be used: numba, greedy, own features.
+
+        On the CPU :meth:`scores` then goes from pixels to masks without a kernel matrix.
+        Where gains are equal up to rounding, the units chosen may differ from those that
+        :meth:`similarity` and :meth:`choose` give.
+        """
+        return _numba.INSTALLED and self.method == "greedy" and isinstance(self.features, str)
+
+    def image_mask(
+        self,
+        image: np.ndarray,
+        order: np.ndarray,
+        grid: tuple[int, int],
+        num_keep: int,
+        scale: int = 1,
+    ) -> np.ndarray:
+        """Mask of one image in a data pipeline, where :attr:`compiled`.
+
+        Args:
+            image: ``(H, W, C)``, uint8 or what numpy converts to float32.
+            order: ``(U,)`` int64, a random permutation of the units; random choice keeps
+                the last ones.
+            grid, num_keep: See :meth:`Masking.scores`.
+            scale: Side of a unit in the mask. Default: 1.
+
+        Returns:
+            ``(rows * scale, cols * scale)`` int64, 1 = masked.
+        """
+        sides, threshold = self._compiled_settings(image.shape[0], image.shape[1], grid)
+        kernel, bandwidth = self.kernel, self.bandwidth
+        return _numba.image_mask(
+            image, order, grid, sides, kernel, bandwidth, num_keep, threshold, scale
+        )
+
+    def _compiled_settings(
+        self, height: int, width: int, grid: tuple[int, int]
+    ) -> tuple[tuple[int, int], float]:
+        assert isinstance(self.features, str)
+        assert self.tau is not None
+        sides = unit_sides(height // grid[0], width // grid[1], self.features)
+        return sides, max(self.tau, SMALLEST_GAIN)
+
+    def similarity(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``."""
+        features = unit_features(images, grid, self.features)
+        return patch_kernel(features, self.kernel, self.bandwidth)
+
+    def choose(
+        self, similarity: Tensor, k: int, noise: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``(B, k)`` units to keep of kernels ``(B, N, N)``, in the order of their choice.
+
+        ``noise`` ``(B, N)`` is the greedy method's, ``generator`` the exact one's.
+        """
+        if self.tau is None:
+            return sample_kdpp(similarity, k, generator)
+        return greedy_map(similarity, k, self.tau, noise=noise)
 
 
 def _check_kernels(L: Tensor, k: int) -> None:
@@ -135,7 +203,9 @@ def greedy_map(
 
     The gain of item j is ``d_j^2 = det(L_{Y+j}) / det(L_Y)``. Items are added in order of
     largest gain while that gain exceeds ``tau`` (and rounding error); the rest are
-    uniformly random. Arithmetic is float64 whatever the dtype of ``L``.
+    uniformly random. Arithmetic is float64 whatever the dtype of ``L``; on the CPU, with
+    numba, that of float32 kernels is float32 as long as gains are above a hundredth of the
+    largest diagonal element.
 
     Args:
         L: ``(B, N, N)`` symmetric positive semi-definite kernels.

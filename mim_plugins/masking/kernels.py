@@ -15,8 +15,8 @@ POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 p
 # Relative float32 rounding of a squared distance. Taken off, it makes equal patches, whose
 # distance is nothing but rounding, exactly equal.
 _ROUNDING = 1e-6
-_LARGEST = 1e6  # squares of larger values would overflow
-_MEDIAN_ROWS = 32
+LARGEST = 1e6  # squares of larger values would overflow
+MEDIAN_ROWS = 32
 
 
 def check_kernel(kernel: str, bandwidth: float | None) -> None:
@@ -27,6 +27,13 @@ def check_kernel(kernel: str, bandwidth: float | None) -> None:
         raise ValueError(f"bandwidth applies to kernel='rbf' only, got kernel={kernel!r}")
     if bandwidth is not None and not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive or None, got {bandwidth}")
+
+
+def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:
+    """Height and width in pixels of what describes a unit of ``height`` x ``width``."""
+    if features == "pooled" and min(height, width) > POOLED_SIDE:
+        return POOLED_SIDE, POOLED_SIDE
+    return height, width
 
 
 def unit_features(
@@ -59,14 +66,14 @@ def unit_features(
                 f"{tuple(vectors.shape)}"
             )
     else:
-        pixels, side_h, side_w = images, height // rows, width // cols
-        if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
-            side_h = side_w = POOLED_SIDE
+        pixels = images
+        side_h, side_w = unit_sides(height // rows, width // cols, features)
+        if (rows * side_h, cols * side_w) != (height, width):
             pixels = F.adaptive_avg_pool2d(pixels, (rows * side_h, cols * side_w))
         pixels = pixels.reshape(batch, channels, rows, side_h, cols, side_w)
         vectors = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
     vectors = torch.nan_to_num(vectors.float(), nan=0.0, posinf=0.0, neginf=0.0)
-    return vectors.clamp_(-_LARGEST, _LARGEST)
+    return vectors.clamp_(-LARGEST, LARGEST)
 
 
 @torch.no_grad()
@@ -117,7 +124,7 @@ def _median_of_pairs(distances: Tensor) -> Tensor:
     num = distances.shape[1]
     if num == 1:
         return distances.new_ones(len(distances))
-    rows = distances[:, :: -(-num // _MEDIAN_ROWS)]
+    rows = distances[:, :: -(-num // MEDIAN_ROWS)]
     # Sorted, each row's zero on the diagonal comes first: skip as many as there are rows.
     rank = rows.shape[1] + (rows.shape[1] * (num - 1) + 1) // 2
     if distances.is_cuda:  # where kthvalue fails under use_deterministic_algorithms

@@ -20,11 +20,27 @@ from mmpretrain.registry import TASK_UTILS
 
 from .. import masking as _masking
 from . import remedies
-from .backbones import MaskedMAEViT
-from .regularized import UMAE, RegularizedMAE, UniformityHead
+from .analyzer import HierarchicalMaskingAnalyzer
+from .backbones import MaskedMAEHiViT, MaskedMAEViT
+from .boundary import BoundaryMAEHead, BoundarySimMIMHead
+from .hooks import EffectiveRankHook, MaskVisualizationHook, OnlineProbeHook
+from .metrics import ReconstructionMetric, ReconstructionTestLoop
+from .mi_mae import MIMAE, MISimMIM, MutualInformationHead
+from .mixmask import MixMaskAugment, MixMaskBYOL, MixMaskMoCo, MixMaskSimCLR, MixMaskSimSiam
+from .pyramid import ViTPyramid
+from .reconstruction import reconstruct
+from .regularized import UMAE, RegularizedMAE, RegularizedSimMIM, UniformityHead, USimMIM
+from .simmim_vit import SimMIMViT
 from .transforms import DPPMaskGenerator
 
-MASKINGS = ("RandomMasking", "GridMasking", "BlockMasking", "DPPMasking")
+MASKINGS = (
+    "RandomMasking",
+    "GridMasking",
+    "BlockMasking",
+    "DPPMasking",
+    "ComplementaryMasking",
+    "HierarchicalMasking",
+)
 
 for _name in MASKINGS:
     TASK_UTILS.register_module(name=_name, module=getattr(_masking, _name), force=True)
@@ -32,10 +48,32 @@ for _name in MASKINGS:
 remedies.apply()
 
 __all__ = [
+    "MIMAE",
     "UMAE",
+    "BoundaryMAEHead",
+    "BoundarySimMIMHead",
     "DPPMaskGenerator",
+    "EffectiveRankHook",
+    "HierarchicalMaskingAnalyzer",
+    "MISimMIM",
+    "MaskVisualizationHook",
+    "MaskedMAEHiViT",
     "MaskedMAEViT",
+    "MixMaskAugment",
+    "MixMaskBYOL",
+    "MixMaskMoCo",
+    "MixMaskSimCLR",
+    "MixMaskSimSiam",
+    "MutualInformationHead",
+    "OnlineProbeHook",
+    "ReconstructionMetric",
+    "ReconstructionTestLoop",
     "RegularizedMAE",
+    "RegularizedSimMIM",
+    "SimMIMViT",
+    "USimMIM",
     "UniformityHead",
+    "ViTPyramid",
+    "reconstruct",
     "remedies",
 ]

@@ -94,30 +94,39 @@ class DPPMaskGenerator(BaseTransform):
         self.masking = DPPMasking(
             method=method, tau=tau, kernel=kernel, bandwidth=bandwidth, features=features
         )
+        if self.masking.compiled:  # now, rather than in every data-loader worker
+            self._mask(np.zeros((*self.grid, 3), dtype=np.uint8), np.arange(self.num_units))
 
     def transform(self, results: dict) -> dict:
         """Add ``mask``, drawn for ``img`` ``(H, W, C)``, or the first of a list of images."""
         image = results["img"]
         if isinstance(image, list | tuple):  # BEiT: the image and its target
             image = image[0]
-        image = torch.from_numpy(np.asarray(image, dtype=np.float32)).permute(2, 0, 1)
+        image = np.asarray(image)
         rows, cols = self.grid
-        if image.shape[1] % rows or image.shape[2] % cols:
+        if image.shape[0] % rows or image.shape[1] % cols:
             raise ValueError(
                 f"DPPMaskGenerator needs an image divisible into {rows} x {cols} masking units, "
-                f"got {image.shape[1]} x {image.shape[2]}: it must follow the crop"
+                f"got {image.shape[0]} x {image.shape[1]}: it must follow the crop"
             )
         # One permutation, as SimMIMMaskGenerator draws it: with tau=1 the masks are equal.
         order = np.random.permutation(self.num_units)  # noqa: NPY002
+        results["mask"] = self._mask(image, order)
+        return results
+
+    def _mask(self, image: np.ndarray, order: np.ndarray) -> np.ndarray:
+        num_keep = self.num_units - self.num_mask
+        if self.masking.compiled:
+            return self.masking.image_mask(image, order, self.grid, num_keep, self.scale)
         noise = torch.empty(1, self.num_units)
         noise[0, order] = torch.arange(self.num_units - 1, -1, -1) / self.num_units
-        num_keep = self.num_units - self.num_mask
-        scores = self.masking.scores(image[None], self.grid, num_keep, noise, None)
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        images = torch.from_numpy(image).permute(2, 0, 1)[None]
+        scores = self.masking.scores(images, self.grid, num_keep, noise, None)
         mask = np.ones(self.num_units, dtype=int)
         mask[scores[0].argsort()[:num_keep].numpy()] = 0
-        mask = mask.reshape(rows, cols)
-        results["mask"] = mask.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-        return results
+        mask = mask.reshape(self.grid)
+        return mask.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
     def __repr__(self) -> str:
         masking = self.masking

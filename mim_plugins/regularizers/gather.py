@@ -37,6 +37,20 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return _SumOverRanks.apply(tensor)
 
 
+def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """Rows ``(..., B, D)`` of all ranks, ``(..., W * B, D)``, and where one's own start.
+
+    Rank r's rows are ``r * B`` to ``(r + 1) * B``; every rank must pass the same shape. The
+    gradient is that of :func:`sum_over_ranks`, by which this is done: the others' rows are
+    zeros in each summand.
+    """
+    rank, world = dist.get_rank(), world_size()
+    *rest, batch, dim = tensor.shape
+    placed = tensor.new_zeros(*rest, world, batch, dim)
+    placed[..., rank, :, :] = tensor
+    return sum_over_ranks(placed).flatten(-3, -2), rank * batch
+
+
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

@@ -159,14 +159,29 @@ class UniformityLoss(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.gather_distributed = check_gather_distributed(gather_distributed)
 
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``tokens`` ``(B, P + K, D)`` or features ``(B, D)`` to a scalar.
+    def forward(
+        self, tokens: Tensor, mask: Tensor | None = None, num_masks: int = 1, **step: object
+    ) -> Tensor:
+        """The weighted term of a batch.
 
-        ``mask``, True = removed, is for encoders that see the removed patches too; see
-        :func:`global_feature`.
+        Args:
+            tokens: ``(M * B, P + K, D)``, or features ``(M * B, D)``.
+            mask: ``(M * B, N)`` or ``(M * B, H, W)``, True or 1 = removed, for encoders that
+                see the removed patches too (K = N); see :func:`global_feature`. Ignored if
+                K < N: the tokens are the visible ones.
+            num_masks: M, masks per image, in the order of ``images.repeat(M, 1, 1, 1)``. The
+                term is the mean over the masks: pairs are of different images. Default: 1.
+            **step: Whatever else an adapter passes to every regularizer. Not used.
+
+        Returns:
+            Scalar.
         """
+        if mask is not None and tokens.ndim == 3:
+            visible_only = tokens.shape[1] - self.num_prefix_tokens < mask[0].numel()
+            mask = None if visible_only else mask
         features = global_feature(tokens, self.token, self.num_prefix_tokens, mask)
-        return self.weight * uniformity(features, self.gather_distributed)
+        parts = [uniformity(f, self.gather_distributed) for f in features.chunk(num_masks)]
+        return self.weight * torch.stack(parts).mean()
 
     def extra_repr(self) -> str:
         return (

@@ -67,7 +67,7 @@ def test_token_mask_rejects() -> None:
         dpp_token_mask(images(), (4, 65), mask_class_token=True)
     with pytest.raises(ValueError, match=r"size must have one class token and the patches"):
         dpp_token_mask(images(), (4, 60))
-    with pytest.raises(ValueError, match="size must start with the number of images, 4"):
+    with pytest.raises(ValueError, match="size must start with the number of masks, 4"):
         dpp_token_mask(images(), (3, 65))
     with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\), got 1.5"):
         dpp_token_mask(images(), (4, 65), mask_ratio=1.5)

@@ -89,6 +89,22 @@ def test_the_class_stays_stock(tmp_path: Path) -> None:
     strict.load_state_dict(model.state_dict(), strict=True)
 
 
+class Derived(MAE):
+    """Overrides the method that draws the masks and calls it through ``super()``."""
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        self.label = batch[1]
+        return super().training_step(batch, batch_idx)
+
+
+def test_overridden_methods_run_too() -> None:
+    model = wrap(Derived(), masking=GridMasking(patch_size=4, random_shift=False))
+    model.log = lambda *args, **kwargs: None
+    model.training_step(next(iter(loader())), 0)
+    assert len(model.label) == 4
+    assert (model.seen[0] == model.seen[0][:1]).all()
+
+
 def test_two_models_do_not_share_their_masks() -> None:
     stock, one, other = make(), make(), make()
     wrap(one, masking=DPPMasking(patch_size=4, tau=0.0))
@@ -190,6 +206,8 @@ def test_rejects() -> None:
         wrap(make(), masking=DPPMasking())
     with pytest.raises(TypeError, match="Unmasked calls neither random_token_mask nor random_bl"):
         wrap(Unmasked(), masking=DPPMasking())
+    with pytest.raises(ValueError, match="needs masking, regularizers, mixing or unmix, got none"):
+        wrap(make())
     with pytest.raises(TypeError, match="model must be a LightningModule, got Linear"):
         wrap(torch.nn.Linear(1, 1), masking=DPPMasking())
     with pytest.raises(TypeError, match="masking must be a mim_plugins.masking.Masking, got 0.5"):

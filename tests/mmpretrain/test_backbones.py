@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
-from mmpretrain.registry import TASK_UTILS
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS, TASK_UTILS
 
 from mim_plugins.masking import DPPMasking, RandomMasking
 
@@ -124,3 +125,40 @@ def test_bad_arguments_fail_at_construction(
     # mmengine's registry re-raises the constructor's error with the class's name in front.
     with pytest.raises(error, match=message):
         build("MaskedMAEViT", **arguments)
+
+
+def build_hivit(backbone: str, **arguments: object) -> torch.nn.Module:
+    init_default_scope("mmpretrain")
+    torch.manual_seed(0)
+    arch = {"embed_dims": 32, "depths": [1, 1, 7], "num_heads": 2}
+    return MODELS.build(
+        {"type": backbone, "arch": arch, "img_size": 64, "out_indices": [6], **arguments}
+    )
+
+
+def test_random_masking_in_hivit_equals_stock_bit_for_bit() -> None:
+    stock, ours = build_hivit("MAEHiViT"), build_hivit("MaskedMAEHiViT")
+    assert list(stock.state_dict()) == list(ours.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        expected = stock(images)
+        torch.manual_seed(seed)
+        assert all(torch.equal(a, b) for a, b in zip(ours(images), expected, strict=True))
+    whole = ours(images, mask=None)[0]
+    assert torch.equal(whole, stock(images, mask=None)[0])
+    assert torch.equal(whole, ours(images, mask=False)[0])
+
+
+def test_hivit_with_dpp_masks() -> None:
+    model = build_hivit("MaskedMAEHiViT", mask_generator={"type": "DPPMasking", "tau": 0.0})
+    images = torch.rand(2, 3, 64, 64)
+    torch.manual_seed(0)
+    latent, mask, ids_restore = model(images)
+    torch.manual_seed(0)
+    expected = model.mask_generator(images)
+    assert latent.shape[:2] == (2, 4)
+    assert torch.equal(mask, expected.mask.float())
+    assert torch.equal(ids_restore, expected.ids_restore)
+    with pytest.raises(ValueError, match="must draw one mask per image for HiViT"):
+        build_hivit("MaskedMAEHiViT", mask_generator={"type": "ComplementaryMasking"})

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 from mmpretrain.datasets.transforms import BEiTMaskGenerator, SimMIMMaskGenerator
 
+from mim_plugins.masking import _numba
 from mim_plugins.mmpretrain.transforms import DPPMaskGenerator
 from mim_plugins.photos import photo_crops
 
@@ -68,6 +70,44 @@ def test_masks_depend_on_the_image() -> None:
     mask = generator({"img": image})["mask"]
     assert mask[:4].sum() >= 31
     assert mask.sum() == 32
+
+
+@pytest.mark.skipif(not _numba.INSTALLED, reason="numba is not installed")
+@pytest.mark.parametrize("arguments", SIMMIM)
+def test_the_same_masks_without_numba(arguments: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = arguments.get("input_size", 192)
+    images = [photo(size), photo(size)[:, ::-1], photo(size).astype(np.float32)]
+    masks = []
+    for installed in (True, False):
+        monkeypatch.setattr(_numba, "INSTALLED", installed)
+        generator = DPPMaskGenerator(**arguments)
+        assert generator.masking.compiled == installed
+        np.random.seed(0)  # noqa: NPY002
+        masks.append([generator({"img": image})["mask"] for image in images])
+    np.testing.assert_array_equal(*masks)
+
+
+def test_in_data_loader_workers() -> None:
+    """Forked workers, which inherit the compiled code, draw as the main process does."""
+    generator = DPPMaskGenerator(64, 8, 8, mask_ratio=0.5, tau=0.0)
+    images = [np.roll(photo(64), shift, axis=0) for shift in range(8)]
+
+    def draw(index: int) -> np.ndarray:
+        np.random.seed(index)  # noqa: NPY002
+        return generator({"img": images[index]})["mask"]
+
+    class Masks(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            return draw(index)
+
+    loader = torch.utils.data.DataLoader(
+        Masks(), batch_size=4, num_workers=2, multiprocessing_context="fork"
+    )
+    drawn = torch.cat(list(loader)).numpy()
+    np.testing.assert_array_equal(drawn, [draw(index) for index in range(len(images))])
 
 
 def test_bad_arguments() -> None:

@@ -1,0 +1,23 @@
+# SimCLR of table 8: ResNet-18 with CIFAR's stem, projector of two layers, hidden width 1024.
+# The paper gives no temperature: 0.5 is ours, SimCLR's on CIFAR-10.
+model = dict(
+    type='MixMaskSimCLR',
+    backbone=dict(type='ResNet_CIFAR', depth=18, zero_init_residual=False),
+    neck=dict(
+        type='NonLinearNeck',
+        in_channels=512,
+        hid_channels=1024,
+        out_channels=64,
+        num_layers=2,
+        with_avg_pool=True,
+        norm_cfg=dict(type='BN1d'),
+    ),
+    head=dict(
+        type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'), temperature=0.5
+    ),
+)
+
+# Table 8 lists weight decay 5e-4 and Adam l2 1e-6; Adam gets the latter.
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='Adam', lr=0.003, weight_decay=1e-6)
+)

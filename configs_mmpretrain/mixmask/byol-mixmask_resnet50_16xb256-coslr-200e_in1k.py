@@ -1,0 +1,8 @@
+_base_ = 'mmpretrain::byol/byol_resnet50_16xb256-coslr-200e_in1k.py'
+
+custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
+
+model = dict(
+    type='MixMaskBYOL',
+    mixmask=dict(mask='block', grid_size=8, ratio=0.5),
+)

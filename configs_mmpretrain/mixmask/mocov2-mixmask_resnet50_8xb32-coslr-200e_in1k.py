@@ -1,0 +1,8 @@
+_base_ = 'mmpretrain::mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py'
+
+custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
+
+model = dict(
+    type='MixMaskMoCo',
+    mixmask=dict(mask='block', grid_size=8, ratio=0.5),
+)

@@ -1,0 +1,146 @@
+# MI-MAE in lightly: one line, `wrap(...)`, on a stock masked autoencoder.
+#
+# Four masks per image with disjoint visible sets, and the information terms: latents of an
+# image under different masks should agree, and say little else about what they have seen.
+# The module below is lightly's own MAE example at a size that suits a CPU. Its training step
+# knows one mask per image and no terms. What the terms learn lies under `regularizers.` in
+# the checkpoint; `--masks 1 --cross-weight 0 --input-weight 0` is the stock MAE.
+#
+#   pip install 'mim_plugins[lightly,analysis]'
+#   python examples_lightly/mi_mae.py                        # embedded photographs, a minute
+#   python examples_lightly/mi_mae.py --data path/to/images  # any image folder
+#
+# On 8 GPUs of one node:
+#   python examples_lightly/mi_mae.py --data ... --accelerator gpu --devices 8 \
+#       --strategy ddp_find_unused_parameters_true
+from __future__ import annotations
+
+import argparse
+
+import pytorch_lightning as pl
+import torch
+from lightly.data import LightlyDataset
+from lightly.models import utils
+from lightly.models.modules import (
+    MaskedVisionTransformerDecoderTIMM,
+    MaskedVisionTransformerTIMM,
+)
+from lightly.models.modules.masked_vision_transformer_timm import init_weights
+from lightly.transforms import MAETransform
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from mim_plugins.lightly import MutualInformationLoss, wrap
+from mim_plugins.masking import ComplementaryMasking, DPPMasking
+from mim_plugins.photos import write_photo_folder
+
+
+class MAE(pl.LightningModule):
+    def __init__(self, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        decoder_dim = self.decoder_dim = 64
+        vit = VisionTransformer(
+            img_size=image_size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4
+        )
+        self.mask_ratio = 0.75
+        self.patch_size = patch_size
+        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
+        self.sequence_length = self.backbone.sequence_length
+        self.decoder_embed = nn.Linear(vit.embed_dim, decoder_dim)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            num_patches=vit.patch_embed.num_patches,
+            embed_dim=decoder_dim,
+            depth=2,
+            num_heads=4,
+            num_prefix_tokens=vit.num_prefix_tokens,
+        )
+        self.prediction_head = nn.Linear(decoder_dim, patch_size**2 * 3)
+        self.decoder_embed.apply(init_weights)
+        self.prediction_head.apply(init_weights)
+        self.criterion = nn.MSELoss()
+
+    def forward_decoder(self, encoded, idx_keep, idx_mask):
+        tokens = encoded.new_zeros(len(encoded), self.sequence_length, self.decoder_dim)
+        embedded = self.decoder_embed(encoded).type_as(tokens)
+        tokens = utils.set_at_index(tokens, idx_keep, embedded)
+        decoded = self.decoder(tokens, idx_mask=idx_mask)
+        return self.prediction_head(utils.get_at_index(decoded, idx_mask))
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0][0]  # one view
+        idx_keep, idx_mask = utils.random_token_mask(
+            size=(len(images), self.sequence_length),
+            mask_ratio=self.mask_ratio,
+            device=images.device,
+        )
+        encoded = self.backbone.encode(images=images, idx_keep=idx_keep)
+        prediction = self.forward_decoder(encoded, idx_keep, idx_mask)
+        # the class token has no patch
+        target = utils.get_at_index(utils.patchify(images, self.patch_size), idx_mask - 1)
+        loss = self.criterion(prediction, target)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--masks", type=int, default=4, help="per image")
+    parser.add_argument("--tau", type=float, default=1.0, help="of DPP masks; 1 = random")
+    parser.add_argument("--cross-weight", type=float, default=0.1)
+    parser.add_argument("--output-weight", type=float, default=0.0)
+    parser.add_argument("--input-weight", type=float, default=0.001)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--patch-size", type=int, default=8)
+    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--devices", default="1")
+    parser.add_argument("--strategy", default="auto")
+    args = parser.parse_args()
+
+    pl.seed_everything(0)
+    folder = args.data or write_photo_folder("data/photos") / "train"
+    dataset = LightlyDataset(
+        str(folder), transform=MAETransform(input_size=args.image_size, min_scale=0.5)
+    )
+    dataloader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.num_workers,
+        persistent_workers=args.num_workers > 0,
+    )
+
+    model = MAE(args.image_size, args.patch_size)
+    dpp = DPPMasking(mask_ratio=0.75, patch_size=args.patch_size, tau=args.tau)
+    masking = ComplementaryMasking(args.masks, 0.75, args.patch_size, base=dpp)
+    information = MutualInformationLoss(
+        dim=model.backbone.vit.embed_dim,
+        cross_weight=args.cross_weight,
+        output_weight=args.output_weight,
+        input_weight=args.input_weight,
+        hidden_dim=128,
+        gather_distributed=True,
+    )
+    wrap(model, masking=masking, regularizers=[information])  # the one line
+
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        accelerator=args.accelerator,
+        devices=args.devices,
+        strategy=args.strategy,
+        log_every_n_steps=10,
+    )
+    trainer.fit(model=model, train_dataloaders=dataloader)
+    if trainer.is_global_zero:
+        print(f"checkpoint: {trainer.checkpoint_callback.best_model_path}")
+
+
+if __name__ == "__main__":
+    main()

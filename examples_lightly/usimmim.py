@@ -1,0 +1,92 @@
+# U-SimMIM in lightly: one line, `wrap(...)`, adds the uniformity term to a SimMIM module.
+#
+# lightly's SimMIM example as a LightningModule, with a class token, at a size that suits a
+# CPU. The encoder sees mask tokens in place of the hidden patches; `token="mean"` would take
+# the mean of the visible ones instead of the class token.
+#
+#   pip install 'mim_plugins[lightly,analysis]'
+#   python examples_lightly/usimmim.py                        # embedded photographs
+#   python examples_lightly/usimmim.py --data path/to/images  # any image folder
+from __future__ import annotations
+
+import argparse
+
+import pytorch_lightning as pl
+import torch
+from lightly.data import LightlyDataset
+from lightly.models import utils
+from lightly.models.modules import MaskedVisionTransformerTIMM
+from lightly.transforms import MAETransform
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from mim_plugins.lightly import UniformityLoss, wrap
+from mim_plugins.photos import write_photo_folder
+
+
+class SimMIM(pl.LightningModule):
+    def __init__(self, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        vit = VisionTransformer(
+            img_size=image_size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4
+        )
+        self.mask_ratio = 0.6
+        self.patch_size = patch_size
+        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
+        self.sequence_length = self.backbone.sequence_length
+        self.decoder = nn.Linear(vit.embed_dim, patch_size**2 * 3)
+        self.criterion = nn.L1Loss()
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0][0]  # one view
+        _, idx_mask = utils.random_token_mask(
+            size=(len(images), self.sequence_length),
+            mask_ratio=self.mask_ratio,
+            device=images.device,
+        )
+        encoded = self.backbone.encode(images=images, idx_mask=idx_mask)
+        prediction = self.decoder(utils.get_at_index(encoded, idx_mask))
+        # the class token has no patch
+        target = utils.get_at_index(utils.patchify(images, self.patch_size), idx_mask - 1)
+        loss = self.criterion(prediction, target)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--weight", type=float, default=0.01, help="lambda; 0 = SimMIM")
+    parser.add_argument("--token", choices=["cls", "mean"], default="cls")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--patch-size", type=int, default=8)
+    args = parser.parse_args()
+
+    pl.seed_everything(0)
+    folder = args.data or write_photo_folder("data/photos") / "train"
+    dataset = LightlyDataset(
+        str(folder), transform=MAETransform(input_size=args.image_size, min_scale=0.5)
+    )
+    dataloader = torch.utils.data.DataLoader(
+        dataset, batch_size=args.batch_size, shuffle=True, drop_last=True, num_workers=1
+    )
+
+    model = SimMIM(args.image_size, args.patch_size)
+    regularizer = UniformityLoss(args.weight, token=args.token, gather_distributed=True)
+    wrap(model, regularizers=[regularizer])  # the one line
+
+    trainer = pl.Trainer(max_epochs=args.epochs, devices=1, log_every_n_steps=10)
+    trainer.fit(model=model, train_dataloaders=dataloader)
+    for name in ("train_loss", "loss_uniformity"):
+        if name in trainer.callback_metrics:
+            print(f"{name}: {trainer.callback_metrics[name]:.4f}")
+    print(f"checkpoint: {trainer.checkpoint_callback.best_model_path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""A linear classifier trained beside a model, on features it cannot change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW with learning rate 1e-3 and without weight decay, the probes' default."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+
+
+class LinearProbe(nn.Module):
+    """Batch normalisation without parameters, then a linear classifier, as MAE's probe.
+
+    He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, appendix A.1;
+    trained online as in U-MAE, appendix B.5. It starts at zero (the problem is convex), so
+    nothing is drawn at random.
+
+    Args:
+        dim: Dimension of the features.
+        num_classes: Number of classes.
+        optimizer: Called with the parameters, gives their optimizer. Default: AdamW with
+            learning rate 1e-3 and without weight decay.
+
+    Raises:
+        ValueError: If ``dim`` or ``num_classes`` is not positive.
+
+    Example:
+        >>> probe = LinearProbe(2, 2)
+        >>> for _ in range(20):
+        ...     loss, top1 = probe.step(torch.eye(2), torch.tensor([1, 0]))
+        >>> probe.top1(torch.eye(2), torch.tensor([1, 0])).item()
+        1.0
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("dim", dim), ("num_classes", num_classes)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        # skip_init: the constructor of Linear would draw weights.
+        self.classifier = nn.utils.skip_init(nn.Linear, dim, num_classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self.optimizer = (optimizer or adamw)(self.classifier.parameters())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(B, num_classes)`` of features ``(B, dim)``."""
+        # One image has no variance: it is normalised by the running statistics.
+        self.norm.train(self.training and len(features) > 1)
+        return self.classifier(self.norm(features.float()))
+
+    @torch.enable_grad()
+    def step(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on one batch; the features are detached.
+
+        Args:
+            features: ``(B, dim)``.
+            labels: ``(B,)`` long, in ``[0, num_classes)``.
+
+        Returns:
+            Cross entropy and top-1 accuracy in [0, 1] before the update, detached scalars
+            on the features' device.
+        """
+        self.train()
+        logits = self(features.detach())
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).float().mean()
+
+    @torch.no_grad()
+    def top1(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Top-1 accuracy in [0, 1], a scalar, with running statistics."""
+        self.eval()
+        return (self(features).argmax(dim=1) == labels).float().mean()
+
+    def training_state(self) -> dict[str, Any]:
+        """Parameters, statistics and optimizer, to resume from."""
+        return {"probe": self.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Resume from :meth:`training_state`."""
+        self.load_state_dict(state["probe"])
+        # Optimizers keep what they are given.
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))

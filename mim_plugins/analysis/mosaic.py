@@ -1,0 +1,55 @@
+"""Images, what a mask leaves of them, and what a model makes of that, side by side."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+GREY = 0.5
+LINE = 2  # white pixels between pictures
+MIN_SIDE = 96  # smaller pictures are enlarged by a whole factor
+
+
+@torch.no_grad()
+def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = None) -> Tensor:
+    """One row per image: the image, the masked image, and the reconstruction if there is one.
+
+    Masked patches are grey; where there is a reconstruction it fills them, and the last
+    column is the reconstruction everywhere.
+
+    Args:
+        images: ``(B, 3, H, W)`` floating in [0, 1].
+        mask: ``(B, rows, columns)``, True or 1 = removed.
+        reconstruction: ``(B, 3, H, W)`` floating; clipped to [0, 1].
+
+    Returns:
+        ``(height, width, 3)`` uint8 on the CPU.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if mask.ndim != 3 or len(mask) != len(images):
+        raise ValueError(
+            f"mask must have shape ({len(images)}, rows, columns), got {tuple(mask.shape)}"
+        )
+    if reconstruction is not None and reconstruction.shape != images.shape:
+        raise ValueError(
+            f"reconstruction must have the images' shape {tuple(images.shape)}, got "
+            f"{tuple(reconstruction.shape)}"
+        )
+    images = images.float()
+    removed = F.interpolate(mask[:, None].float(), images.shape[2:], mode="nearest") > 0.5
+    columns = [images, torch.where(removed, images.new_tensor(GREY), images)]
+    if reconstruction is not None:
+        reconstruction = reconstruction.float()
+        columns += [torch.where(removed, reconstruction, images), reconstruction]
+    pictures = torch.stack(columns, dim=1).clamp(0, 1)  # (B, columns, 3, H, W)
+    factor = -(-MIN_SIDE // min(images.shape[2:]))
+    pictures = pictures.repeat_interleave(factor, 3).repeat_interleave(factor, 4)
+    pictures = F.pad(pictures, (0, LINE, 0, LINE), value=1.0)
+    batch, number, _, height, width = pictures.shape
+    mosaic = pictures.permute(0, 3, 1, 4, 2).reshape(batch * height, number * width, 3)
+    return (mosaic[:-LINE, :-LINE] * 255).round().to(torch.uint8).cpu()

@@ -1,0 +1,92 @@
+"""The masks that reach the encoder of an unmodified module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
+from torch import Tensor, nn
+
+
+class MaskWatch:
+    """Stands in for an encoder's ``preprocess`` and reports the masks it is given.
+
+    lightly hands masks to ``encode``, a method, out of reach of forward hooks; every
+    ``encode`` calls ``preprocess``. The stand-in is an attribute of the instance: nothing
+    random is drawn, the ``state_dict`` stays, and copies and pickles take it along.
+
+    Args:
+        encoder: Of lightly.
+        seen: Called with ``images`` ``(B, C, H, W)``, ``removed`` ``(B, N)`` bool (True =
+            removed), and ``idx_mask`` as the encoder was given it (or None), whenever the
+            encoder is given a mask.
+    """
+
+    def __init__(
+        self, encoder: MaskedVisionTransformer, seen: Callable[[Tensor, Tensor, Any], None]
+    ) -> None:
+        self.encoder = encoder
+        self.seen = seen
+        self.stock = encoder.preprocess
+        encoder.preprocess = self
+
+    def __call__(
+        self,
+        images: Tensor,
+        idx_mask: Tensor | None = None,
+        idx_keep: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        if any(given is not None for given in (idx_mask, idx_keep, mask)):
+            removed = removed_patches(self.encoder, len(images), idx_mask, idx_keep, mask)
+            self.seen(images, removed, idx_mask)
+        return self.stock(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
+
+    def remove(self) -> None:
+        """Give the encoder its own ``preprocess`` back."""
+        if isinstance(self.stock, MaskWatch):
+            self.encoder.preprocess = self.stock
+        else:
+            del self.encoder.preprocess  # the instance's; the class has the stock one
+
+
+def removed_patches(
+    encoder: MaskedVisionTransformer,
+    batch: int,
+    idx_mask: Tensor | None = None,
+    idx_keep: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``(B, N)`` bool, True = removed, from any of the three ways to tell lightly's encoders."""
+    length = encoder.sequence_length
+    prefix = prefix_tokens(encoder)
+    if mask is not None:
+        removed = mask.flatten(1).bool()
+        return removed[:, prefix:] if removed.shape[1] == length else removed
+    index = idx_keep if idx_mask is None else idx_mask
+    assert index is not None
+    keeps = idx_mask is None
+    removed = torch.full((batch, length), keeps, device=index.device)
+    return removed.scatter(1, index, not keeps)[:, prefix:]
+
+
+def prefix_tokens(encoder: Any) -> int:
+    """Tokens before the patches: timm's ViT says how many, torchvision's has one."""
+    return getattr(encoder.vit, "num_prefix_tokens", 1)
+
+
+def encoders(model: nn.Module) -> list[MaskedVisionTransformer]:
+    """lightly's encoders in ``model``.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    found = [m for m in model.modules() if isinstance(m, MaskedVisionTransformer)]
+    if not found:
+        raise TypeError(
+            f"{type(model).__name__} has no MaskedVisionTransformer of lightly whose masks could "
+            "be seen"
+        )
+    return found

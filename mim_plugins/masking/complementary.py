@@ -1,0 +1,150 @@
+"""Several masks per image whose visible sets do not overlap (MI-MAE)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Masking, _check_positive_int
+from .dpp import SMALLEST_GAIN, DPPMasking, _condition
+
+_TOLERANCE = 1e-9  # of num_masks * (1 - mask_ratio), e.g. 3 * (1 - 2 / 3) > 1 in floats
+
+
+class ComplementaryMasking(Masking):
+    """``num_masks`` masks per image, every unit visible in at most one of them (MI-MAE).
+
+    "Learning Mask Invariant Mutual Information for Masked Image Modeling", arXiv
+    2502.19718, uses four such masks at ratio 0.75. If ``num_masks * (1 - mask_ratio)``
+    is 1, every unit is visible exactly once, up to the rounding of ``int(U * (1 -
+    mask_ratio))`` kept units per mask; what is left over is visible nowhere.
+
+    The result has ``num_masks * B`` rows: row ``m * B + b`` is mask m of image b, the order
+    of ``images.repeat(num_masks, 1, 1, 1)``. The random numbers are those of a single mask
+    per image, and ``num_masks=1`` is ``base`` bit for bit: stock random masking by default.
+
+    Args:
+        num_masks: Masks per image. Default: 4.
+        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
+        base: How a single mask is drawn. Default (None): uniformly at random; a random
+            permutation is dealt out, each mask by itself is a random mask. With a
+            :class:`DPPMasking` (greedy) all masks choose their units as it does, but in
+            turns, so that none gets only what the others left over.
+        shared: Give all images of a batch the same masks, drawn once. A latent then cannot
+            be matched to another one of its image by the positions it has seen, see
+            docs/mi-mae.md. Not for DPPs, which depend on the image. Default: False.
+
+    Raises:
+        TypeError: If ``num_masks`` is no int, or ``base`` no :class:`DPPMasking`.
+        ValueError: If the masks cannot be disjoint, that is ``num_masks * (1 - mask_ratio)
+            > 1``; if ``base`` disagrees with the other arguments or is exact; or an
+            argument is out of range.
+
+    Example:
+        >>> masking = ComplementaryMasking(num_masks=4, mask_ratio=0.75, patch_size=8)
+        >>> mask = masking(torch.rand(2, 3, 64, 64)).mask.view(4, 2, 64)
+        >>> (~mask).sum(dim=0).unique()  # every patch is visible once
+        tensor([1])
+    """
+
+    def __init__(
+        self,
+        num_masks: int = 4,
+        mask_ratio: float = 0.75,
+        patch_size: int = 16,
+        mask_unit: int | None = None,
+        base: DPPMasking | None = None,
+        shared: bool = False,
+    ) -> None:
+        super().__init__(mask_ratio, patch_size, mask_unit)
+        self.num_masks = _check_positive_int("num_masks", num_masks)
+        visible = num_masks * (1 - mask_ratio)
+        if visible > 1 + _TOLERANCE:
+            raise ValueError(
+                "num_masks * (1 - mask_ratio) must be at most 1 for disjoint visible sets, got "
+                f"{num_masks} * (1 - {mask_ratio}) = {visible:.4g}"
+            )
+        if base is not None:
+            if not isinstance(base, DPPMasking):
+                raise TypeError(f"base must be a DPPMasking or None (random), got {base!r}")
+            for name in ("mask_ratio", "patch_size", "mask_unit"):
+                if getattr(base, name) != getattr(self, name):
+                    raise ValueError(
+                        f"base has {name}={getattr(base, name)}, the complementary masking "
+                        f"{getattr(self, name)}: make them equal"
+                    )
+            if base.tau is None:
+                raise ValueError("base must have method='greedy': exact samples cannot take turns")
+            if shared:
+                raise ValueError("shared=True needs base=None: DPP masks depend on the image")
+        self.base = base
+        self.shared = bool(shared)
+
+    def scores(
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        num_keep: int,
+        noise: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """As :meth:`Masking.scores`, but ``(num_masks * B, U)``."""
+        if self.shared:
+            noise = noise[:1].expand_as(noise)
+        if self.base is None or self.base.tau is None or self.base.tau == 1.0:
+            rank = noise.argsort(dim=1).argsort(dim=1)
+            starts = range(0, self.num_masks * num_keep, num_keep)
+            return torch.cat([(rank - start) % noise.shape[1] for start in starts])
+
+        similarity = self.base.similarity(images, grid)
+        if self.num_masks == 1:
+            kept = self.base.choose(similarity, num_keep, noise)[:, None]
+        else:
+            kept = _greedy_in_turns(similarity, self.num_masks, num_keep, self.base.tau, noise)
+        order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
+        kept = kept.transpose(0, 1).flatten(0, 1)
+        # Each mask: chosen units first, in the order of their choice.
+        return noise.repeat(self.num_masks, 1).scatter(1, kept, order.expand_as(kept))
+
+
+def _greedy_in_turns(L: Tensor, num_sets: int, k: int, tau: float, noise: Tensor) -> Tensor:
+    """Disjoint sets, each chosen as :func:`greedy_map` does, one item at a time in turns.
+
+    The order of turns is reversed every round, so that no set is served worse.
+
+    Args:
+        L: ``(B, N, N)`` kernels.
+        num_sets, k: M sets of k items each, M * k <= N.
+        tau, noise: As in :func:`greedy_map`.
+
+    Returns:
+        ``(B, M, k)`` long.
+    """
+    batch, num = noise.shape
+    rows = torch.arange(batch, device=L.device)
+    threshold = max(tau, SMALLEST_GAIN)
+    gain = L.diagonal(dim1=1, dim2=2).double()[:, None].repeat(1, num_sets, 1)
+    rest = noise.clone()  # order of random choice; infinite once chosen
+    c = gain.new_zeros(batch * num_sets, k, num)
+    chosen = torch.empty(batch, num_sets, k, dtype=torch.long, device=L.device)
+    for t in range(k):
+        for m in range(num_sets) if t % 2 == 0 else reversed(range(num_sets)):
+            j = rest.argmin(dim=1)
+            if t > 0:
+                largest, best = gain[:, m].masked_fill(rest.isinf(), -torch.inf).max(dim=1)
+                j = torch.where(largest > threshold, best, j)
+            chosen[:, m, t] = j
+            rest[rows, j] = torch.inf
+        j = chosen[:, :, t]
+        largest = gain.gather(2, j[:, :, None])[:, :, 0]
+        greedy = largest > threshold  # a random choice gains no more than the best one
+        c[:, t], gain = _condition(
+            L[rows[:, None], j].flatten(0, 1),
+            c[:, :t],
+            j.flatten(),
+            torch.where(greedy, largest, 1.0).sqrt().flatten(),
+            gain.flatten(0, 1),
+        )
+        # Gains never grow, so once none is above the threshold a set's rest is random.
+        gain = torch.where(greedy[:, :, None], gain.view(batch, num_sets, num), -torch.inf)
+    return chosen

@@ -1,0 +1,7 @@
+"""Instruments that attach to training without touching the model, registered in HOOKS."""
+
+from .effective_rank import EffectiveRankHook
+from .mask_visualization import MaskVisualizationHook
+from .online_probe import OnlineProbeHook
+
+__all__ = ["EffectiveRankHook", "MaskVisualizationHook", "OnlineProbeHook"]
