@@ -2,9 +2,9 @@
 #
 # Four masks per image with disjoint visible sets, and the information terms: latents of an
 # image under different masks should agree, and say little else about what they have seen.
-# The module below is lightly's own MAE example at a size that suits a CPU. Its training step
-# knows one mask per image and no terms. What the terms learn lies under `regularizers.` in
-# the checkpoint; `--masks 1 --cross-weight 0 --input-weight 0` is the stock MAE.
+# The module is the one of mae_dpp.py, lightly's own MAE example at a size that suits a CPU. Its
+# training step knows one mask per image and no terms. What the terms learn lies under
+# `regularizers.` in the checkpoint; `--masks 1 --cross-weight 0 --input-weight 0` is the stock MAE.
 #
 #   pip install 'mim_plugins[lightly,analysis]'
 #   python examples_lightly/mi_mae.py                        # embedded photographs, a minute
@@ -20,69 +20,12 @@ import argparse
 import pytorch_lightning as pl
 import torch
 from lightly.data import LightlyDataset
-from lightly.models import utils
-from lightly.models.modules import (
-    MaskedVisionTransformerDecoderTIMM,
-    MaskedVisionTransformerTIMM,
-)
-from lightly.models.modules.masked_vision_transformer_timm import init_weights
 from lightly.transforms import MAETransform
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from mae_dpp import MAE
 
 from mim_plugins.lightly import MutualInformationLoss, wrap
 from mim_plugins.masking import ComplementaryMasking, DPPMasking
 from mim_plugins.photos import write_photo_folder
-
-
-class MAE(pl.LightningModule):
-    def __init__(self, image_size: int, patch_size: int) -> None:
-        super().__init__()
-        decoder_dim = self.decoder_dim = 64
-        vit = VisionTransformer(
-            img_size=image_size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4
-        )
-        self.mask_ratio = 0.75
-        self.patch_size = patch_size
-        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-        self.sequence_length = self.backbone.sequence_length
-        self.decoder_embed = nn.Linear(vit.embed_dim, decoder_dim)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(
-            num_patches=vit.patch_embed.num_patches,
-            embed_dim=decoder_dim,
-            depth=2,
-            num_heads=4,
-            num_prefix_tokens=vit.num_prefix_tokens,
-        )
-        self.prediction_head = nn.Linear(decoder_dim, patch_size**2 * 3)
-        self.decoder_embed.apply(init_weights)
-        self.prediction_head.apply(init_weights)
-        self.criterion = nn.MSELoss()
-
-    def forward_decoder(self, encoded, idx_keep, idx_mask):
-        tokens = encoded.new_zeros(len(encoded), self.sequence_length, self.decoder_dim)
-        embedded = self.decoder_embed(encoded).type_as(tokens)
-        tokens = utils.set_at_index(tokens, idx_keep, embedded)
-        decoded = self.decoder(tokens, idx_mask=idx_mask)
-        return self.prediction_head(utils.get_at_index(decoded, idx_mask))
-
-    def training_step(self, batch, batch_idx):
-        images = batch[0][0]  # one view
-        idx_keep, idx_mask = utils.random_token_mask(
-            size=(len(images), self.sequence_length),
-            mask_ratio=self.mask_ratio,
-            device=images.device,
-        )
-        encoded = self.backbone.encode(images=images, idx_keep=idx_keep)
-        prediction = self.forward_decoder(encoded, idx_keep, idx_mask)
-        # the class token has no patch
-        target = utils.get_at_index(utils.patchify(images, self.patch_size), idx_mask - 1)
-        loss = self.criterion(prediction, target)
-        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
 
 
 def main() -> None:

@@ -22,11 +22,12 @@ class Regularization:
     """
 
     def __init__(self, model: LightningModule, regularizers: Sequence[nn.Module]) -> None:
-        self.names = list(named_terms(regularizers))
+        terms = named_terms(regularizers)
         encoders(model)  # fails here rather than in the first step
         if hasattr(model, "regularizers"):
             raise ValueError(f"{type(model).__name__} has an attribute regularizers already")
-        model.regularizers = named_terms(regularizers)
+        self.names = list(terms)
+        model.regularizers = terms
 
     def __repr__(self) -> str:
         return str(self.names)
@@ -96,7 +97,7 @@ class Regularization:
     def add_parameters(self, model: LightningModule, configured: Any) -> None:
         """Let the stock module's first optimizer train the regularizers' weights too."""
         parameters = list(model.regularizers.parameters())
-        optimizer = _first(configured, torch.optim.Optimizer, "optimizer")
+        optimizer = _first(configured, torch.optim.Optimizer)
         if not parameters or optimizer is None:
             return
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -107,14 +108,14 @@ class Regularization:
         optimizer.add_param_group(
             {"params": parameters, "weight_decay": 0.0, "lr": first["lr"], "initial_lr": lr}
         )
-        scheduler = _first(configured, torch.optim.lr_scheduler.LRScheduler, "scheduler")
+        scheduler = _first(configured, torch.optim.lr_scheduler.LRScheduler)
         if scheduler is not None:  # it counts the groups
             scheduler.base_lrs.append(lr)
             if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
                 scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
 
 
-def _first(configured: Any, kind: type, key: str) -> Any:
+def _first(configured: Any, kind: type) -> Any:
     """The first object of type ``kind`` in what ``configure_optimizers`` returned."""
     if isinstance(configured, kind):
         return configured
@@ -122,7 +123,7 @@ def _first(configured: Any, kind: type, key: str) -> Any:
         configured = list(configured.values())
     if isinstance(configured, (list, tuple)):
         for part in configured:
-            found = _first(part, kind, key)
+            found = _first(part, kind)
             if found is not None:
                 return found
     return None

@@ -12,17 +12,25 @@ from torch import Tensor
 from ..regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 
 
-def _check(head: MAEPretrainHead | SimMIMHead, width_px: int, boundary_weight: float) -> None:
-    check_boundary(width_px, boundary_weight)
-    if not isinstance(head.loss_module, PixelReconstructionLoss):
-        raise TypeError(
-            "loss must be a PixelReconstructionLoss, whose errors can be weighted pixel by "
-            f"pixel, got {type(head.loss_module).__name__}"
-        )
+class _Boundary:
+    """``width_px`` and ``boundary_weight`` for a head."""
+
+    def __init__(
+        self, *args: Any, width_px: int = 0, boundary_weight: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_boundary(width_px, boundary_weight)
+        if not isinstance(self.loss_module, PixelReconstructionLoss):
+            raise TypeError(
+                "loss must be a PixelReconstructionLoss, whose errors can be weighted pixel by "
+                f"pixel, got {type(self.loss_module).__name__}"
+            )
+        self.width_px = width_px
+        self.boundary_weight = boundary_weight
 
 
 @MODELS.register_module()
-class BoundaryMAEHead(MAEPretrainHead):
+class BoundaryMAEHead(_Boundary, MAEPretrainHead):
     """Stock ``MAEPretrainHead`` whose loss neglects boundary pixels.
 
     Kong et al., CVPR 2023, section 3.6; see
@@ -40,14 +48,6 @@ class BoundaryMAEHead(MAEPretrainHead):
         ValueError: If ``width_px`` or ``boundary_weight`` is out of range.
     """
 
-    def __init__(
-        self, *args: Any, width_px: int = 0, boundary_weight: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, width_px, boundary_weight)
-        self.width_px = width_px
-        self.boundary_weight = boundary_weight
-
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """``pred`` ``(B, N, p * p * C)``, images ``(B, C, H, W)``, ``mask`` ``(B, N)``."""
         if not self.width_px:
@@ -64,7 +64,7 @@ class BoundaryMAEHead(MAEPretrainHead):
 
 
 @MODELS.register_module()
-class BoundarySimMIMHead(SimMIMHead):
+class BoundarySimMIMHead(_Boundary, SimMIMHead):
     """Stock ``SimMIMHead`` whose loss neglects boundary pixels.
 
     See :class:`BoundaryMAEHead` for what is neglected and for errors. SimMIM masks units of
@@ -75,14 +75,6 @@ class BoundarySimMIMHead(SimMIMHead):
         width_px (int): Width of the boundary in pixels. Defaults to 0.
         boundary_weight (float): Weight of boundary pixels, in [0, 1]. Defaults to 0.
     """
-
-    def __init__(
-        self, *args: Any, width_px: int = 0, boundary_weight: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self, width_px, boundary_weight)
-        self.width_px = width_px
-        self.boundary_weight = boundary_weight
 
     def loss(self, pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """``pred`` and images ``(B, C, H, W)``, ``mask`` ``(B, rows, columns)``."""

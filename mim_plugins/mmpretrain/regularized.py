@@ -43,6 +43,16 @@ class _Regularized:
         self.regularizers = named_terms(built)
 
 
+class _UniformityPreset:
+    """The uniformity term as the only regularizer, by its weight."""
+
+    def __init__(
+        self, *args: Any, uniformity_weight: float = 0.01, token: str = "cls", **kwargs: Any
+    ) -> None:
+        term = {"type": "UniformityHead", "weight": uniformity_weight, "token": token}
+        super().__init__(*args, regularizers=[term], **kwargs)
+
+
 @MODELS.register_module()
 class RegularizedMAE(_Regularized, MAE):
     """Stock ``MAE`` plus weighted terms on the encoder's output, each logged by its name.
@@ -87,7 +97,7 @@ class RegularizedMAE(_Regularized, MAE):
 
 
 @MODELS.register_module()
-class UMAE(RegularizedMAE):
+class UMAE(_UniformityPreset, RegularizedMAE):
     """U-MAE: ``RegularizedMAE`` with the uniformity term (Zhang et al., NeurIPS 2022).
 
     Args:
@@ -96,12 +106,6 @@ class UMAE(RegularizedMAE):
             disagree, see docs/u-mae.md. Defaults to 0.01, the official script's.
         token (str): ``'cls'`` or ``'mean'``. Defaults to ``'cls'``.
     """
-
-    def __init__(
-        self, *args: Any, uniformity_weight: float = 0.01, token: str = "cls", **kwargs: Any
-    ) -> None:
-        term = {"type": "UniformityHead", "weight": uniformity_weight, "token": token}
-        super().__init__(*args, regularizers=[term], **kwargs)
 
 
 @MODELS.register_module()
@@ -157,7 +161,7 @@ class RegularizedSimMIM(_Regularized, SimMIM):
 
 
 @MODELS.register_module()
-class USimMIM(RegularizedSimMIM):
+class USimMIM(_UniformityPreset, RegularizedSimMIM):
     """U-SimMIM: ``RegularizedSimMIM`` with the uniformity term (Zhang et al., NeurIPS 2022).
 
     Args:
@@ -166,9 +170,3 @@ class USimMIM(RegularizedSimMIM):
             docs/u-mae.md. Defaults to 0.01, appendix B.6's.
         token (str): ``'cls'`` or ``'mean'``. Defaults to ``'cls'``.
     """
-
-    def __init__(
-        self, *args: Any, uniformity_weight: float = 0.01, token: str = "cls", **kwargs: Any
-    ) -> None:
-        term = {"type": "UniformityHead", "weight": uniformity_weight, "token": token}
-        super().__init__(*args, regularizers=[term], **kwargs)
