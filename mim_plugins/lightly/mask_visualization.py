@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchvision.io import write_png
 
 from ..analysis.mosaic import mask_mosaic
 from .callbacks import _folder, _Watch
+from .watch import MaskWatch, prefix_tokens
 
 
 class MaskVisualization(_Watch):
@@ -75,7 +77,7 @@ class MaskVisualization(_Watch):
             return
         for module in pl_module.modules():
             if isinstance(module, MaskedVisionTransformer):
-                self._shadow_encode(module)
+                self._undo.append(MaskWatch(module, partial(self._see_masks, module)).remove)
             elif isinstance(module, MaskedVisionTransformerDecoder):
                 handle = module.register_forward_pre_hook(self._see_decoder, with_kwargs=True)
                 self._undo.append(handle.remove)
@@ -83,32 +85,16 @@ class MaskVisualization(_Watch):
             handle = pl_module.criterion.register_forward_pre_hook(self._see_criterion)
             self._undo.append(handle.remove)
 
-    def _shadow_encode(self, module: MaskedVisionTransformer) -> None:
-        """``encode`` is no ``forward``: no hook sees it, an attribute of the instance does."""
-        encode, own = module.encode, vars(module).get("encode")
-
-        def seeing(
-            images: Tensor,
-            idx_mask: Tensor | None = None,
-            idx_keep: Tensor | None = None,
-            mask: Tensor | None = None,
-        ) -> Tensor:
-            if any(given is not None for given in (idx_mask, idx_keep, mask)):
-                for name, value in (
-                    ("images", images),
-                    ("idx_mask", idx_mask),
-                    ("idx_keep", idx_keep),
-                    ("mask", mask),
-                    ("length", module.sequence_length),
-                    ("prefix", getattr(module.vit, "num_prefix_tokens", 1)),
-                ):
-                    self._seen.setdefault(name, value)
-            return encode(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
-
-        module.encode = seeing
-        self._undo.append(
-            lambda: vars(module).pop("encode") if own is None else setattr(module, "encode", own)
-        )
+    def _see_masks(
+        self, module: nn.Module, images: Tensor, removed: Tensor, idx_mask: Tensor | None
+    ) -> None:
+        for name, value in (
+            ("images", images),
+            ("removed", removed),
+            ("idx_mask", idx_mask),
+            ("prefix", prefix_tokens(module)),
+        ):
+            self._seen.setdefault(name, value)
 
     def _see_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self._seen.setdefault("predicted_idx", kwargs.get("idx_mask"))
@@ -132,16 +118,15 @@ class MaskVisualization(_Watch):
             undo()
         self._undo.clear()
         seen, self._seen = self._seen, {}
-        if not seen.get("length"):
+        if "images" not in seen:
             raise RuntimeError("MaskVisualization saw no masked images in the training step")
-        images, mask = seen["images"], _token_mask(seen)
-        prefix = seen["prefix"]
-        side = isqrt(mask.shape[1] - prefix)
+        images, removed = seen["images"], seen["removed"]
+        side = isqrt(removed.shape[1])
         predicted = _reconstruction(seen)
         number = self.num_images
         picture = mask_mosaic(
             self._pixels(images[:number]),
-            mask[:number, prefix:].view(-1, side, side),
+            removed[:number].view(-1, side, side),
             None if predicted is None else self._pixels(predicted[:number]),
         )
         epoch = trainer.current_epoch + 1
@@ -155,18 +140,6 @@ class MaskVisualization(_Watch):
         return images.float() * std + mean
 
 
-def _token_mask(seen: dict[str, Any]) -> Tensor:
-    """``(B, L)`` bool, True = removed, prefix tokens included."""
-    if seen["mask"] is not None:
-        return seen["mask"].bool()
-    shape = len(seen["images"]), seen["length"]
-    if seen["idx_keep"] is not None:
-        mask = torch.ones(shape, dtype=torch.bool, device=seen["images"].device)
-        return mask.scatter(1, seen["idx_keep"], False)
-    mask = torch.zeros(shape, dtype=torch.bool, device=seen["images"].device)
-    return mask.scatter(1, seen["idx_mask"], True)
-
-
 def _reconstruction(seen: dict[str, Any]) -> Tensor | None:
     """The images with predicted patches, if what is predicted are the images' patches."""
     index = seen["idx_mask"] if seen["idx_mask"] is not None else seen.get("predicted_idx")
@@ -174,10 +147,10 @@ def _reconstruction(seen: dict[str, Any]) -> Tensor | None:
     if index is None or len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
         return None
     predicted, target = pair
-    images, prefix = seen["images"], seen["prefix"]
-    patch = isqrt(images.shape[2] * images.shape[3] // (seen["length"] - prefix))
+    images = seen["images"]
+    patch = isqrt(images.shape[2] * images.shape[3] // seen["removed"].shape[1])
     patches = utils.patchify(images, patch)
-    where = index - prefix
+    where = index - seen["prefix"]
     if predicted.shape != target.shape or target.shape != (*where.shape, patches.shape[2]):
         return None
     if not torch.allclose(utils.get_at_index(patches, where), target.to(patches.dtype)):

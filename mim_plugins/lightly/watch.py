@@ -45,8 +45,13 @@ class MaskWatch:
         return self.stock(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
 
     def remove(self) -> None:
-        """Give the encoder its own ``preprocess`` back."""
-        if isinstance(self.stock, MaskWatch):
+        """Give the encoder back what was there before; watches may go in any order."""
+        outer = self.encoder.preprocess
+        if outer is not self:
+            while outer.stock is not self:
+                outer = outer.stock
+            outer.stock = self.stock
+        elif isinstance(self.stock, MaskWatch):
             self.encoder.preprocess = self.stock
         else:
             del self.encoder.preprocess  # the instance's; the class has the stock one

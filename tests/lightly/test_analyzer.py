@@ -15,6 +15,7 @@ from lightly.models import utils
 from mim_plugins.analysis import LatentHierarchy, mask_abstraction
 from mim_plugins.lightly import HierarchicalMaskingAnalyzer, wrap
 from mim_plugins.lightly.reconstruction import reconstruct
+from mim_plugins.lightly.watch import MaskWatch
 from mim_plugins.masking import RandomMasking
 
 from .modules import MAE, Unmasked
@@ -120,3 +121,21 @@ def test_bad_input(tmp_path: Path) -> None:
         HierarchicalMaskingAnalyzer().on_train_start(None, Unmasked())
     with pytest.raises(TypeError, match="linear decoder"):
         reconstruct(Unmasked(), torch.rand(1, 3, 32, 32))
+
+
+def test_watches_may_be_removed_in_any_order() -> None:
+    encoder = MAE().backbone
+    images = torch.rand(1, 3, 32, 32)
+    idx_keep = torch.arange(17)[None]
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)):
+        calls: list[list] = [[], [], []]
+        watches = [MaskWatch(encoder, lambda *seen, mine=mine: mine.append(seen)) for mine in calls]
+        left = {0, 1, 2}
+        for removed in order:
+            watches[removed].remove()
+            left.remove(removed)
+            for each in calls:
+                each.clear()
+            encoder.encode(images, idx_keep=idx_keep)
+            assert [len(each) for each in calls] == [number in left for number in range(3)]
+        assert "preprocess" not in vars(encoder)
