@@ -238,16 +238,22 @@ def judge(train: torch.Tensor, y: torch.Tensor, test: torch.Tensor, y_test: torc
     }
 
 
+def load_model(checkpoint: Path) -> torch.nn.Module:
+    """The pre-training model of a run, in evaluation mode."""
+    cfg = Config.fromfile(checkpoint.parent / "config.py")
+    init_default_scope("mmpretrain")
+    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor})
+    load_checkpoint(model, str(checkpoint), map_location="cpu", logger="silent")
+    model.eval()  # upstream's train() returns None
+    return model
+
+
 def reconstruction(checkpoint: Path, images: torch.Tensor) -> dict[str, float]:
     """MSE, PSNR, SSIM and FSIM of whole images reconstructed without masking."""
     from mim_plugins.analysis import reconstruction_scores
     from mim_plugins.mmpretrain import reconstruct
 
-    cfg = Config.fromfile(checkpoint.parent / "config.py")
-    init_default_scope("mmpretrain")
-    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor})
-    load_checkpoint(model, str(checkpoint), map_location="cpu", logger="silent")
-    model.eval()
+    model = load_model(checkpoint)
     inputs = (images - model.data_preprocessor.mean) / model.data_preprocessor.std
     pairs = [reconstruct(model, part) for part in inputs.split(250)]
     scores = reconstruction_scores(*(torch.cat(side) for side in zip(*pairs, strict=True)))

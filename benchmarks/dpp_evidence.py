@@ -1,63 +1,110 @@
 """What DPP masks look like and do: the tables and pictures of docs/dppmask.md.
 
-make demo                                             # trains the backbone used here
 python benchmarks/dpp_evidence.py kernels             # agreement of kernels and features
 python benchmarks/dpp_evidence.py masks               # docs/images/dpp_masks.png
-python benchmarks/dpp_evidence.py alignment           # docs/images/dpp_alignment.png
+
+# trains the backbones of docs/images/dpp_alignment.png, then draws it
+python benchmarks/cifar.py dppmask --data CIFAR10 --out evidence/dppmask --seeds 0 1
+python benchmarks/dpp_evidence.py alignment --data CIFAR10 --runs evidence/dppmask
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import photo_batch
+from tqdm import tqdm
 
 from mim_plugins.analysis import mask_alignment_diversity
 from mim_plugins.masking import DPPMasking, PatchMask, greedy_map, patch_kernel
 from mim_plugins.masking.kernels import unit_features
 
 TAUS = (1.0, 0.95, 0.85, 0.75, 0.5, 0.25, 0.1, 0.0)
+FROZEN = Path("random_ratio_0.75_seed1", "epoch_6.pth")  # whose tokens kernels compare
+DISTANCES = {"alignment": "masked to unmasked [CLS]", "diversity": "between two masks' [CLS]"}
 
 
-def kernels() -> None:
-    """Shared visible patches and log-determinants between kernels, tau = 0 and 0.25."""
+def kernels(runs: Path) -> None:
+    """Shared visible patches and log-determinants between kernels, tau = 0 and 0.5.
+
+    The second table, with the patch tokens of a backbone trained on 32 px images, is
+    printed where there is one.
+    """
     images = photo_batch(60)
     small = unit_features(images, (14, 14), "pooled")
     full = unit_features(images, (14, 14), "pixels")
-    candidates = {
-        "RBF on pixels": patch_kernel(full),
-        "RBF on pixels, bandwidth 4": patch_kernel(full, bandwidth=4.0),
-        "RBF on pooled pixels (default)": patch_kernel(small),
-        "cosine on pixels": patch_kernel(full, "cosine"),
-        "cosine on pixels less their mean": patch_kernel(full - full.mean(1, True), "cosine"),
-    }
-    reference = candidates["RBF on pixels"].double()
-    rows = torch.arange(len(images))[:, None, None]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(len(images), 196, generator=generator)
+    agreement(
+        {
+            "RBF on pixels": patch_kernel(full),
+            "RBF on pixels, bandwidth 4": patch_kernel(full, bandwidth=4.0),
+            "RBF on pooled pixels (default)": patch_kernel(small),
+            "cosine on pixels": patch_kernel(full, "cosine"),
+            "cosine on pixels less their mean": patch_kernel(full - full.mean(1, True), "cosine"),
+        }
+    )
+    checkpoint = runs / FROZEN
+    if not checkpoint.exists():
+        print(f"\nPatch tokens: no {checkpoint}")
+        return
+    from cifar import load_model
+
+    model = load_model(checkpoint)
+    images = photo_batch(60, 32)
+    pixels = unit_features(images, (8, 8), "pixels")
+    inputs = (images * 255 - model.data_preprocessor.mean) / model.data_preprocessor.std
+    tokens = patch_tokens(model)(inputs)
+    print("\n32 px, patches of 4 px")
+    agreement(
+        {
+            "RBF on pixels": patch_kernel(pixels),
+            "cosine on pixels": patch_kernel(pixels, "cosine"),
+            "RBF on patch tokens": patch_kernel(tokens),
+            "cosine on patch tokens": patch_kernel(tokens, "cosine"),
+        }
+    )
+
+
+def patch_tokens(model: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Last-layer tokens ``(B, N, D)`` of the patches of unmasked images."""
+
+    @torch.no_grad()
+    def tokens(images: torch.Tensor) -> torch.Tensor:
+        return model.backbone(images, mask=None)[0][:, 1:]
+
+    return tokens
+
+
+def agreement(candidates: dict[str, torch.Tensor]) -> None:
+    """Compare kernels ``(B, N, N)``; the first is the reference. A quarter is visible."""
+    reference = next(iter(candidates.values())).double()
+    batch, num = reference.shape[:2]
+    kept = num // 4
+    rows = torch.arange(batch)[:, None, None]
+    noise = torch.rand(batch, num, generator=torch.Generator().manual_seed(0))
 
     def log_det(ids: torch.Tensor) -> torch.Tensor:
-        chosen = reference[rows, ids[:, :, None], ids[:, None]] + 1e-6 * torch.eye(49)
+        chosen = reference[rows, ids[:, :, None], ids[:, None]] + 1e-6 * torch.eye(kept)
         return torch.logdet(chosen).mean()
 
     def shared(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a[:, :, None] == b[:, None]).any(dim=2).float().mean().item()
 
-    random = noise.argsort(dim=1)[:, :49]
     print("| kernel | shared at tau 0 | log-det at tau 0 | shared at 0.5 | log-det at 0.5 |")
     print("|---|---|---|---|---|")
     for name, L in candidates.items():
         cells = []
         for tau in (0.0, 0.5):
-            best = greedy_map(reference, 49, tau, noise=noise)
-            ids = greedy_map(L, 49, tau, noise=noise)
+            best = greedy_map(reference, kept, tau, noise=noise)
+            ids = greedy_map(L, kept, tau, noise=noise)
             cells.append(f"{shared(ids, best):.2f} | {log_det(ids):.0f}")
         print(f"| {name} | {' | '.join(cells)} |")
-    best = greedy_map(reference, 49, 0.0, noise=noise)
+    random = noise.argsort(dim=1)[:, :kept]
+    best = greedy_map(reference, kept, 0.0, noise=noise)
     print(f"| random masks | {shared(random, best):.2f} | {log_det(random):.0f} | - | - |")
 
 
@@ -89,51 +136,55 @@ def masks(out: Path) -> None:
     figure.savefig(out / "dpp_masks.png", dpi=90)
 
 
-def alignment(out: Path, demo: Path, seed: int) -> None:
-    """Figure 7 of the paper with both of the demo's backbones."""
+def alignment(out: Path, runs: Path, data: Path) -> None:
+    """Figure 7 of the paper: two backbones, kernels on pixels and on features.
+
+    The features are another backbone's (the other seed's), so that no backbone is measured
+    with its own.
+    """
     import matplotlib.pyplot as plt
+    from cifar import load_model, read_split
 
-    from mim_plugins._configs import config_folder
-    from mim_plugins.demo import MASKINGS, PRETRAIN, load_images, load_model
-
-    env = json.loads((demo / "results.json").read_text())["settings"]
-    size, patch = int(env["DEMO_IMAGE_SIZE"]), int(env["DEMO_PATCH_SIZE"])
-    paths = [path for path in sorted((Path(env["DEMO_DATA"]) / "test").rglob("*")) if path.suffix]
-    images = load_images(paths[:: max(1, len(paths) // 480)], size)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    print("| backbone trained with | tau | distance to unmasked | distance of two masks |")
-    print("|---|---|---|---|")
-    for name in MASKINGS:
-        checkpoint = demo / f"{name}_seed{seed}" / f"epoch_{env['DEMO_EPOCHS']}.pth"
-        model = load_model(config_folder() / "demo" / PRETRAIN.format(name), checkpoint, env)
+    images, _ = read_split(data / "test", 480)
+    tokens = patch_tokens(load_model(runs / FROZEN))
+    backbones = {"random masks": "random_ratio_0.75_seed0", "DPP masks": "DPP_ratio_0.75_seed0"}
+    kernels = {"patch tokens": tokens, "pooled pixels": "pooled"}
+    styles = product(zip(backbones, ("C0", "C1"), strict=True), zip(kernels, "-:", strict=True))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    print("| kernel on | backbone trained with | distance | " + " | ".join(map(str, TAUS)) + " |")
+    print("|---" * (len(TAUS) + 3) + "|")
+    for (name, colour), (kernel, line) in styles:
+        model = load_model(runs / backbones[name] / "epoch_6.pth")
         inputs = (images - model.data_preprocessor.mean) / model.data_preprocessor.std
 
         def encode(x: torch.Tensor, mask: PatchMask | None, model: Any = model) -> torch.Tensor:
             return model.backbone(x, mask=mask)[0][:, 0]
 
         results = []
-        for tau in TAUS:
+        for tau in tqdm(TAUS, desc=f"{kernel}, {name}", leave=False):
             generator = torch.Generator().manual_seed(0)
-            masking = DPPMasking(patch_size=patch, tau=tau)
+            masking = DPPMasking(patch_size=4, tau=tau, features=kernels[kernel])
             results.append(mask_alignment_diversity(encode, inputs, masking, 5, generator))
-            means = [f"{values.mean():.3f}" for values in results[-1]]
-            print(f"| {name} masks | {tau:g} | {' | '.join(means)} |")
         for axis, field in zip(axes, ("alignment", "diversity"), strict=True):
             # Relative to random masks: the two backbones have features of different size.
             values = torch.stack([getattr(result, field) for result in results])
             values = values / values[0].mean()
             error = 1.96 * values.std(dim=1) / values.shape[1] ** 0.5
+            means = values.mean(dim=1)
+            label = f"{kernel}, {name}"
             axis.errorbar(
-                range(len(TAUS)), values.mean(dim=1), yerr=error, marker="o", capsize=3, label=name
-            )
-    axes[0].set_title("distance of masked to unmasked [CLS] (alignment)", fontsize=9)
-    axes[1].set_title("distance between two masks' [CLS] (diversity)", fontsize=9)
-    for axis in axes:
+                range(len(TAUS)), means, yerr=error, marker="o", markersize=4, capsize=2,
+                color=colour, linestyle=line, label=label,
+            )  # fmt: skip
+            cells = " | ".join(f"{mean:.3f}" for mean in means)
+            print(f"| {kernel} | {name} | {DISTANCES[field]} | {cells} |")
+    for axis, field in zip(axes, ("alignment", "diversity"), strict=True):
+        axis.set_title(f"{DISTANCES[field]} ({field})", fontsize=9)
         axis.set_xticks(range(len(TAUS)), [f"{tau:g}" for tau in TAUS])
         axis.set_xlabel("tau")
         axis.set_ylabel("relative to tau = 1 (random)")
         axis.grid(alpha=0.3)
-    axes[1].legend(title="backbone trained with masks", fontsize=8, title_fontsize=8)
+    axes[0].legend(title="kernel on, backbone trained with", fontsize=8, title_fontsize=8)
     figure.savefig(out / "dpp_alignment.png", dpi=110)
 
 
@@ -141,15 +192,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=["kernels", "masks", "alignment"])
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    parser.add_argument("--demo", type=Path, default=Path("demo_output"))
-    parser.add_argument("--seed", type=int, default=0, help="of the demo's backbone")
+    parser.add_argument("--runs", type=Path, default=Path("evidence/dppmask"))
+    parser.add_argument("--data", type=Path, help="CIFAR-10 as {train,test}/<class>/<image>")
     args = parser.parse_args()
     if args.what == "kernels":
-        kernels()
+        kernels(args.runs)
     elif args.what == "masks":
         masks(args.out)
+    elif args.data is None:
+        parser.error("alignment needs --data")
     else:
-        alignment(args.out, args.demo, args.seed)
+        alignment(args.out, args.runs, args.data)
 
 
 if __name__ == "__main__":

@@ -318,6 +318,7 @@ def plot(runs: dict[str, dict], path: Path) -> None:
     axis_name, axis_key = ("mask ratio", "ratio")
     if len(widths) > 1:
         axis_name, axis_key = ("width of the boundary (pixels)", "width")
+    ticks = sorted({run[axis_key] for run in runs.values() if axis_key in run})
     panels = (
         ("object", "object: accuracy of the probe"),
         ("part", "part: R² of the probe"),
@@ -347,6 +348,7 @@ def plot(runs: dict[str, dict], path: Path) -> None:
             axis.axhline(level, color="grey", linestyle="--", label=UNTRAINED)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(axis_name)
+        axis.set_xticks(ticks)
         axis.set_ylim(*(0.8, 3.2) if name == "height" else (-0.05, 1.05))
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8, loc="lower right")
