@@ -326,9 +326,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tau", type=float, default=0.5, help="of DPPMasking")
     args = parser.parse_args(argv)
     try:
-        from mim_plugins.masking.dpp import check_tau
+        from mim_plugins._check import check_share
 
-        check_tau(args.tau)
+        check_share("tau", args.tau)
         for name in ("epochs", "probe_epochs"):
             if (value := getattr(args, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ._check import check_choice, check_int, check_number, check_positive, check_share
 from .masking import BlockMasking, GridMasking, Masking, RandomMasking
 
 MASKS: dict[str, type[Masking]] = {
@@ -78,7 +79,9 @@ class Mix:
 class Mixer(ABC):
     """Base of the mixers: images in, :class:`Mix` out.
 
-    All random numbers are drawn on the host: they are few, and λ is then known there.
+    All random numbers are drawn on the host: they are few, and λ is then known there. What
+    is drawn there torch.compile cannot trace, so that it leaves out a mixer as a whole: one
+    graph break, not one per number.
     """
 
     def __repr__(self) -> str:
@@ -86,6 +89,7 @@ class Mixer(ABC):
         return f"{type(self).__name__}({args})"
 
     @torch.no_grad()
+    @torch.compiler.disable
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Mix:
         """Mix a batch.
 
@@ -123,13 +127,10 @@ class _GridMixer(Mixer):
     def __init__(
         self, mask: str, grid_size: int | None, ratio: float | tuple[float, float]
     ) -> None:
-        _check_choice("mask", mask, tuple(MASKS))
+        check_choice("mask", mask, tuple(MASKS))
         self.mask = mask
         if grid_size is not None:
-            if isinstance(grid_size, bool) or not isinstance(grid_size, int):
-                raise TypeError(f"grid_size must be an int or None, got {grid_size!r}")
-            if grid_size < 2:
-                raise ValueError(f"grid_size must be at least 2, got {grid_size}")
+            check_int("grid_size", grid_size, 2)
         self.grid_size = grid_size
         self.ratio = _check_ratio(ratio)
 
@@ -202,7 +203,7 @@ class MixMask(_GridMixer):
     ) -> None:
         super().__init__(mask, grid_size, ratio)
         if permutation is not None:
-            _check_choice("permutation", permutation, PERMUTATIONS)
+            check_choice("permutation", permutation, PERMUTATIONS)
         self.permutation = permutation
 
     def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
@@ -230,16 +231,9 @@ class UnMix(Mixer):
     def __init__(
         self, prob_global: float = 0.5, alpha: float = 1.0, permutation: str = "inverse"
     ) -> None:
-        _check_number("prob_global", prob_global)
-        if not 0.0 <= prob_global <= 1.0:
-            raise ValueError(f"prob_global must be in [0, 1], got {prob_global}")
-        _check_number("alpha", alpha)
-        if not 0.0 < alpha < math.inf:
-            raise ValueError(f"alpha must be above 0 and finite, got {alpha}")
-        _check_choice("permutation", permutation, PERMUTATIONS)
-        self.prob_global = float(prob_global)
-        self.alpha = float(alpha)
-        self.permutation = permutation
+        self.prob_global = check_share("prob_global", prob_global)
+        self.alpha = check_positive("alpha", alpha)
+        self.permutation = check_choice("permutation", permutation, PERMUTATIONS)
 
     def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
         _check_partners(images)
@@ -290,8 +284,8 @@ class EraseMask(_GridMixer):
         second: str = "complement",
     ) -> None:
         super().__init__(mask, grid_size, ratio)
-        _check_choice("fill", fill, FILLS)
-        _check_choice("second", second, SECONDS)
+        check_choice("fill", fill, FILLS)
+        check_choice("second", second, SECONDS)
         self.fill = fill
         self.second = second
 
@@ -525,27 +519,17 @@ def _check_partners(images: Tensor) -> None:
         raise ValueError("images must be at least 2, got a batch of 1: nothing to mix with")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
 def _check_ratio(ratio: float | tuple[float, float]) -> float | tuple[float, float]:
     if isinstance(ratio, (tuple, list)):
         if len(ratio) != 2:
             raise ValueError(f"ratio must be a number or a pair (a, b), got {ratio!r}")
         for bound in ratio:
-            _check_number("ratio", bound)
+            check_number("ratio", bound)
         low, high = ratio
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(f"ratio (a, b) must have 0 <= a < b <= 1, got {ratio!r}")
         return (float(low), float(high))
-    _check_number("ratio", ratio)
+    check_number("ratio", ratio)
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"ratio must be in (0, 1), got {ratio}")
     return float(ratio)

@@ -1,10 +1,13 @@
 """Shared fixtures."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mim_plugins.photos import write_photo_folder
+
+from .two_processes import TwoProcesses
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,11 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``{train,test}/<photograph>/*.png``, 15 classes, 8 and 4 crops of 64 x 64 each."""
     root = tmp_path_factory.mktemp("photos")
     return write_photo_folder(root, size=64, train_per_class=8, test_per_class=4)
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[TwoProcesses]:
+    """Two gloo processes, started when first used."""
+    processes = TwoProcesses()
+    yield processes
+    processes.stop()

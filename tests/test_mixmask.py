@@ -441,7 +441,7 @@ def test_a_queue_is_enqueued_once_and_all_terms_see_the_same() -> None:
     [
         (lambda: MixMask("blocked"), ValueError, "mask must be one of .*, got 'blocked'"),
         (lambda: MixMask(grid_size=1), ValueError, "grid_size must be at least 2, got 1"),
-        (lambda: MixMask(grid_size=2.0), TypeError, "grid_size must be an int or None, got 2.0"),
+        (lambda: MixMask(grid_size=2.0), TypeError, "grid_size must be an int, got 2.0"),
         (lambda: MixMask(ratio=0.0), ValueError, r"ratio must be in \(0, 1\), got 0.0"),
         (lambda: MixMask(ratio=1), ValueError, r"ratio must be in \(0, 1\), got 1"),
         (lambda: MixMask(ratio=(0.5, 0.5)), ValueError, "ratio .* 0 <= a < b <= 1, got"),
@@ -451,7 +451,7 @@ def test_a_queue_is_enqueued_once_and_all_terms_see_the_same() -> None:
         (lambda: MixMask(permutation="flip"), ValueError, "permutation must be one of"),
         (lambda: UnMix(1.5), ValueError, r"prob_global must be in \[0, 1\], got 1.5"),
         (lambda: UnMix("0.5"), TypeError, "prob_global must be a number, got '0.5'"),
-        (lambda: UnMix(alpha=0), ValueError, "alpha must be above 0 and finite, got 0"),
+        (lambda: UnMix(alpha=0), ValueError, "alpha must be positive and finite, got 0"),
         (lambda: UnMix(permutation=None), ValueError, "permutation must be one of"),
         (lambda: EraseMask("black"), ValueError, "fill must be one of .*, got 'black'"),
         (lambda: EraseMask(second="none"), ValueError, "second must be one of .*, got 'none'"),

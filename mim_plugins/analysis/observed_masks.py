@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._check import check_int
 from .abstraction import mask_abstraction
 from .hierarchy import LatentHierarchy
 
@@ -34,10 +35,7 @@ class ObservedMasks:
         self, limit: int = 1024, branching: int = 2, hierarchy: LatentHierarchy | None = None
     ) -> None:
         for name, value, least in (("limit", limit, 1), ("branching", branching, 2)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            check_int(name, value, least)
         if hierarchy is not None and not isinstance(hierarchy, LatentHierarchy):
             raise TypeError(f"hierarchy must be a LatentHierarchy or None, got {hierarchy!r}")
         self.limit = limit

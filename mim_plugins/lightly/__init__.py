@@ -1,13 +1,17 @@
 """Plugins for lightly: drop-in mask functions, and :func:`wrap` for unmodified modules."""
 
+from .._versions import check_versions
+
 try:
-    import lightly  # noqa: F401
+    import lightly
     import pytorch_lightning  # noqa: F401
-    import timm  # noqa: F401
+    import timm
 except ImportError as error:
     raise ImportError(
         f"mim_plugins.lightly needs lightly and timm ({error}): pip install 'mim_plugins[lightly]'"
     ) from error
+else:
+    check_versions(lightly, timm, extra="lightly")
 
 from ..regularizers import MutualInformationLoss, UniformityLoss
 from .analyzer import HierarchicalMaskingAnalyzer
@@ -16,13 +20,16 @@ from .callbacks import EffectiveRank, OnlineProbe
 from .mask_visualization import MaskVisualization
 from .masking import dpp_block_mask, dpp_token_mask, token_mask
 from .mixing import MixMaskLoss
+from .resume import EpochSeed, MemoryBankCheckpoint
 from .wrap import wrap
 
 __all__ = [
     "BoundaryCriterion",
     "EffectiveRank",
+    "EpochSeed",
     "HierarchicalMaskingAnalyzer",
     "MaskVisualization",
+    "MemoryBankCheckpoint",
     "MixMaskLoss",
     "MutualInformationLoss",
     "OnlineProbe",

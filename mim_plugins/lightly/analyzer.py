@@ -10,6 +10,7 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from .._check import check_int, check_statistics
 from .._observe import observing
 from ..analysis import reconstruction_scores
 from ..analysis.observed_masks import ObservedMasks
@@ -59,11 +60,10 @@ class HierarchicalMaskingAnalyzer(_Watch):
         std: Sequence[float] = IMAGENET_NORMALIZE["std"],
     ) -> None:
         super().__init__(every_n_epochs)
-        if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 0:
-            raise ValueError(f"num_images must be an int of at least 0, got {num_images!r}")
-        self.num_images = num_images
+        self.num_images = check_int("num_images", num_images, 0)
+        check_int("num_masks", num_masks)
         self.observed = ObservedMasks(num_masks, branching)
-        self.mean, self.std = mean, std
+        self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
         self.history: list[dict[str, Any]] = []
         self._images: Tensor | None = None
         self._watches: list[MaskWatch] = []

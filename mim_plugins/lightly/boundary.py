@@ -10,6 +10,7 @@ from lightly.models.modules.masked_vision_transformer_decoder import (
 )
 from torch import Tensor, nn
 
+from .._check import check_int
 from ..regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 from .watch import MaskWatch, encoders, prefix_tokens
 
@@ -59,7 +60,7 @@ class BoundaryCriterion(nn.Module):
         self.stock = criterion
         self.width_px = width_px
         self.boundary_weight = boundary_weight
-        self.channels = channels
+        self.channels = check_int("channels", channels)
         self._step: dict[str, Any] = {}
         if not width_px:
             return
@@ -92,6 +93,11 @@ class BoundaryCriterion(nn.Module):
                 "MaskedVisionTransformer with, for MAE, a MaskedVisionTransformerDecoder"
             )
         side = isqrt(prediction.shape[2] // self.channels)
+        if side**2 * self.channels != prediction.shape[2]:
+            raise ValueError(
+                f"channels={self.channels} does not fit the predictions, {prediction.shape[2]} "
+                "values per patch"
+            )
         grid = (step["size"][0] // side, step["size"][1] // side)
         weights = boundary_weights(step["removed"], grid, side, self.width_px, self.boundary_weight)
         # (B, H, W) to (B, N, p * p), as lightly's patchify, and of these the masked ones

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .._check import check_bool, check_callable, check_int, check_positive
 from .._knn import knn_top1
 from .._observe import observing, pool, preserve_rng
 from ..analysis import effective_rank, singular_spectrum
@@ -56,11 +58,7 @@ class _Watch(Callback):
     """A callback that acts every so many epochs."""
 
     def __init__(self, every_n_epochs: int) -> None:
-        if not isinstance(every_n_epochs, int) or every_n_epochs < 1:
-            raise ValueError(
-                f"every_n_epochs must be an integer of at least 1, got {every_n_epochs!r}"
-            )
-        self.every_n_epochs = every_n_epochs
+        self.every_n_epochs = check_int("every_n_epochs", every_n_epochs)
 
     def _is_due(self, trainer: Trainer) -> bool:
         done = trainer.current_epoch + 1
@@ -102,14 +100,13 @@ class EffectiveRank(_Watch):
         batch_size: int = 50,
     ) -> None:
         super().__init__(every_n_epochs)
-        if num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {num_images}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.num_images = num_images
+        if dataset is not None:
+            _check_dataset(dataset)
+        check_callable("features", features)
+        self.num_images = check_int("num_images", num_images, 2)
         self.dataset = dataset
         self.features = features
-        self.batch_size = batch_size
+        self.batch_size = check_int("batch_size", batch_size)
         self.images: Tensor | None = None
         self.history: list[dict[str, Any]] = []
 
@@ -120,17 +117,14 @@ class EffectiveRank(_Watch):
         dataset = self.dataset
         if dataset is None:
             dataset = getattr(trainer.train_dataloader, "dataset", None)
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(
-                "EffectiveRank needs a data set that can be indexed, give it one: "
-                f"dataset=..., got {type(dataset).__name__}"
-            )
-        if len(dataset) < 2:
-            raise ValueError(f"the data set must have at least 2 images, got {len(dataset)}")
+            _check_dataset(dataset)
         number = min(self.num_images, len(dataset))
         picked = torch.linspace(0, len(dataset) - 1, number).long().tolist()
         with preserve_rng(seed=0):
-            self.images = torch.stack([first_view(dataset[index]) for index in picked])
+            items = [dataset[index] for index in picked]
+            if not isinstance(items[0], (Tensor, list, tuple)):
+                raise ValueError(f"dataset must hold images or (images, ...), got {dataset!r}")
+            self.images = torch.stack([first_view(item) for item in items])
         if trainer.global_step == 0:
             self.measure(trainer, pl_module, epoch=0)
 
@@ -166,6 +160,8 @@ class EffectiveRank(_Watch):
             [each["singular_spectrum"] for each in self.history],
         )
         figure.savefig(folder / "singular_spectrum.png", dpi=100)
+        del figure
+        gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long
         return rank
 
     def state_dict(self) -> dict[str, Any]:
@@ -219,16 +215,24 @@ class OnlineProbe(_Watch):
         features: Features | None = None,
     ) -> None:
         super().__init__(every_n_epochs)
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_int("num_classes", num_classes)
+        check_bool("linear", linear)
+        check_callable("optimizer", optimizer)
+        check_callable("features", features)
+        for name, loader in (
+            ("val_dataloader", val_dataloader),
+            ("knn_dataloader", knn_dataloader),
+        ):
+            if loader is not None and not isinstance(loader, DataLoader):
+                raise TypeError(f"{name} must be a DataLoader or None, got {loader!r}")
         if knn_dataloader is not None and val_dataloader is None:
             raise ValueError("val_dataloader must be given with knn_dataloader")
         if not linear and knn_dataloader is None:
-            raise ValueError("linear must be True without knn_dataloader: nothing would be done")
-        if knn_k < 1:
-            raise ValueError(f"knn_k must be at least 1, got {knn_k}")
-        if knn_t <= 0:
-            raise ValueError(f"knn_t must be positive, got {knn_t}")
+            raise ValueError(
+                f"linear must be True without knn_dataloader, got {linear}: nothing would be done"
+            )
+        check_int("knn_k", knn_k)
+        check_positive("knn_t", knn_t)
         self.num_classes = num_classes
         self.linear = linear
         self.val_dataloader = val_dataloader
@@ -256,8 +260,10 @@ class OnlineProbe(_Watch):
         if trainer.world_size > 1:
             features = pl_module.all_gather(features).flatten(0, 1)
             labels = pl_module.all_gather(labels).flatten(0, 1)
+        if self.classifier is None or not labels.is_cuda:  # a look at labels waits for the GPU
+            self._check_labels(labels)
         if self.classifier is None:
-            self._build(features, labels)
+            self._build(features)
         assert self.classifier is not None
         assert self.optimizer is not None
         self.classifier.train()
@@ -269,12 +275,14 @@ class OnlineProbe(_Watch):
         log = {name: value.detach() for name, value in log.items()}
         pl_module.log_dict(log, batch_size=len(labels))
 
-    def _build(self, features: Tensor, labels: Tensor) -> None:
+    def _check_labels(self, labels: Tensor) -> None:
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(
                 f"num_classes={self.num_classes} does not fit labels from {labels.min()} to "
                 f"{labels.max()}"
             )
+
+    def _build(self, features: Tensor) -> None:
         with preserve_rng(seed=0):
             self.classifier = OnlineLinearClassifier(
                 feature_dim=features.shape[1], num_classes=self.num_classes, topk=(1,)
@@ -330,6 +338,19 @@ class OnlineProbe(_Watch):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with a saved classifier."""
         self._resumed = state_dict
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Raise TypeError or ValueError unless ``dataset`` has at least 2 items to index."""
+    if isinstance(dataset, (str, bytes)) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise TypeError(
+            "EffectiveRank needs a data set that can be indexed, give it one: dataset=..., "
+            f"got {dataset!r}"
+        )
+    if len(dataset) < 2:
+        raise ValueError(f"dataset must have at least 2 images, got {len(dataset)}: {dataset!r}")
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -18,6 +18,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision.io import write_png
 
+from .._check import check_int, check_statistics
 from ..analysis.mosaic import mask_mosaic
 from .callbacks import _folder, _Watch
 from .watch import MaskWatch, prefix_tokens
@@ -54,10 +55,9 @@ class MaskVisualization(_Watch):
         std: Sequence[float] = IMAGENET_NORMALIZE["std"],
     ) -> None:
         super().__init__(every_n_epochs)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        self.num_images = num_images
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.num_images = check_int("num_images", num_images)
+        self.mean = torch.tensor(check_statistics("mean", mean))
+        self.std = torch.tensor(check_statistics("std", std))
         self._seen: dict[str, Any] = {}
         self._undo: list[Any] = []
 

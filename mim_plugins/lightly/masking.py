@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 
 import torch
 from torch import Tensor
 
+from .._check import check_int, check_number, check_share
 from ..masking import DPPMasking, Masking
+
+
+def _check_size(size: Sequence[int], length: int) -> tuple[int, ...]:
+    if not isinstance(size, (list, tuple)) or len(size) != length:
+        raise TypeError(f"size must be {length} ints, got {size!r}")
+    return tuple(check_int("size", number) for number in size)
 
 
 def token_mask(
@@ -36,9 +44,14 @@ def token_mask(
     Raises:
         ValueError: If the arguments disagree with each other or with the masking.
     """
-    batch, length = size
+    batch, length = _check_size(size, 2)
+    if not isinstance(masking, Masking):
+        raise TypeError(f"masking must be a mim_plugins.masking.Masking, got {masking!r}")
     if mask_class_token:
-        raise ValueError("mask_class_token must be False: a class token has no pixels to compare")
+        raise ValueError(
+            "mask_class_token must be False: a class token has no pixels to compare, got "
+            f"{mask_class_token!r}"
+        )
     if mask_ratio != masking.mask_ratio:
         raise ValueError(
             f"mask_ratio must be the masking's own, {masking.mask_ratio}, got {mask_ratio}"
@@ -90,7 +103,7 @@ def dpp_token_mask(
         >>> idx_keep.shape, idx_mask.shape
         (torch.Size([2, 26]), torch.Size([2, 39]))
     """
-    pixels, patches = images.shape[2] * images.shape[3], size[1] - 1
+    pixels, patches = images.shape[2] * images.shape[3], _check_size(size, 2)[1] - 1
     patch_size = isqrt(pixels // max(patches, 1))
     if patch_size < 1 or patch_size**2 * patches != pixels:
         raise ValueError(
@@ -129,10 +142,11 @@ def block_mask(
     Raises:
         ValueError: If the arguments disagree or are out of range.
     """
-    if not 0.0 <= batch_mask_ratio <= 1.0:
-        raise ValueError(f"batch_mask_ratio must be in [0, 1], got {batch_mask_ratio}")
+    size = _check_size(size, 3)
+    check_share("batch_mask_ratio", batch_mask_ratio)
+    check_number("mask_ratio_var", mask_ratio_var)
     low, high = masking.mask_ratio - mask_ratio_var, masking.mask_ratio + mask_ratio_var
-    if mask_ratio_var < 0 or low < 0 or high >= 1:
+    if not (mask_ratio_var >= 0 and low >= 0 and high < 1):
         raise ValueError(
             f"mask_ratio_var must keep mask_ratio={masking.mask_ratio} +- mask_ratio_var in "
             f"[0, 1), got {mask_ratio_var}"
@@ -140,10 +154,10 @@ def block_mask(
     if getattr(masking, "method", None) == "exact":
         raise ValueError("method must be 'greedy': exact samples of different sizes do not nest")
     grid, _ = masking.count(*images.shape[2:])
-    if tuple(size) != (len(images), *grid):
+    if size != (len(images), *grid):
         raise ValueError(
             f"size must be {(len(images), *grid)}, the images and their grid of masking units, "
-            f"got {tuple(size)}"
+            f"got {size}"
         )
     units = grid[0] * grid[1]
     noise = torch.rand(len(images), units, device=images.device)
@@ -187,6 +201,6 @@ def dpp_block_mask(
     Raises:
         ValueError: If an argument is out of range.
     """
-    patch_size = images.shape[2] // max(size[1], 1)
+    patch_size = max(images.shape[2] // max(_check_size(size, 3)[1], 1), 1)
     masking = DPPMasking(mask_ratio=mask_ratio, patch_size=patch_size, **dpp)  # type: ignore[arg-type]
     return block_mask(images, size, masking, batch_mask_ratio, mask_ratio_var, device)

@@ -17,6 +17,7 @@ from lightly.models import utils
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from .._check import check_list, check_weight
 from ..masking import Masking
 from ..mixmask import EraseMask, MixMask, UnMix
 from .masking import block_mask, token_mask
@@ -84,9 +85,11 @@ def wrap(
         raise TypeError(f"model must be a LightningModule, got {type(model).__name__}")
     if hasattr(type(model), "_mim_plugin"):
         raise ValueError(f"model is wrapped already, with {type(model)._mim_plugin}")
+    regularizers = check_list("regularizers", regularizers)
+    check_weight("mask_ratio_var", mask_ratio_var)
     mixed = mixing is not None or unmix is not None
     if masking is None and not regularizers and not mixed:
-        raise ValueError("wrap() needs masking, regularizers, mixing or unmix, got none")
+        raise ValueError("wrap() needs masking, regularizers, mixing or unmix, got None")
     if mixed and (masking is not None or regularizers):
         raise ValueError(
             "mixing and unmix are for siamese modules, masking and regularizers for masked image "

@@ -7,22 +7,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from .._check import check_int, check_number
+from .._versions import check_versions
 from .patch_mask import PatchMask
+
+check_versions(torch)
 
 
 def check_mask_ratio(mask_ratio: float) -> float:
-    """Return ``mask_ratio`` if it lies strictly between 0 and 1, else raise ValueError."""
-    if not 0.0 < mask_ratio < 1.0:
+    """Return ``mask_ratio`` if it is a number in (0, 1), else raise TypeError or ValueError."""
+    if not 0.0 < check_number("mask_ratio", mask_ratio) < 1.0:
         raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}")
     return float(mask_ratio)
-
-
-def _check_positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 class Masking(ABC):
@@ -39,7 +35,7 @@ class Masking(ABC):
             Default: ``patch_size``.
 
     Raises:
-        TypeError: If ``patch_size`` or ``mask_unit`` is no int.
+        TypeError: If ``patch_size`` or ``mask_unit`` is no int, or ``mask_ratio`` no number.
         ValueError: If an argument is out of range.
 
     Attributes:
@@ -53,10 +49,10 @@ class Masking(ABC):
         self, mask_ratio: float = 0.75, patch_size: int = 16, mask_unit: int | None = None
     ) -> None:
         self.mask_ratio = check_mask_ratio(mask_ratio)
-        self.patch_size = _check_positive_int("patch_size", patch_size)
+        self.patch_size = check_int("patch_size", patch_size)
         if mask_unit is None:
             mask_unit = patch_size
-        self.mask_unit = _check_positive_int("mask_unit", mask_unit)
+        self.mask_unit = check_int("mask_unit", mask_unit)
         if mask_unit % patch_size:
             raise ValueError(
                 f"mask_unit must be a multiple of patch_size={patch_size}, got {mask_unit}"
@@ -92,7 +88,7 @@ class Masking(ABC):
         """Rows and columns of masking units of an image, and how many of them are kept.
 
         Raises:
-            ValueError: If the image is not divisible into units, or none would be kept.
+            ValueError: If the image is not divisible into units, or none or all would be kept.
         """
         if height % self.mask_unit or width % self.mask_unit:
             raise ValueError(
@@ -105,6 +101,11 @@ class Masking(ABC):
             raise ValueError(
                 f"mask_ratio={self.mask_ratio} keeps none of the {rows * cols} masking units of "
                 f"a {height} x {width} image; lower it or use smaller units"
+            )
+        if num_keep == rows * cols:  # 1 - mask_ratio is 1 in floats
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} removes none of the {rows * cols} masking units of "
+                f"a {height} x {width} image; raise it"
             )
         return (rows, cols), num_keep
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Masking, _check_positive_int
+from .._check import check_bool, check_int
+from .base import Masking
 from .dpp import SMALLEST_GAIN, DPPMasking, _condition
 
 _TOLERANCE = 1e-9  # of num_masks * (1 - mask_ratio), e.g. 3 * (1 - 2 / 3) > 1 in floats
@@ -57,7 +58,8 @@ class ComplementaryMasking(Masking):
         shared: bool = False,
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
-        self.num_masks = _check_positive_int("num_masks", num_masks)
+        self.num_masks = check_int("num_masks", num_masks)
+        self.shared = check_bool("shared", shared)
         visible = num_masks * (1 - mask_ratio)
         if visible > 1 + _TOLERANCE:
             raise ValueError(
@@ -75,10 +77,9 @@ class ComplementaryMasking(Masking):
                     )
             if base.tau is None:
                 raise ValueError("base must have method='greedy': exact samples cannot take turns")
-            if shared:
+            if self.shared:
                 raise ValueError("shared=True needs base=None: DPP masks depend on the image")
         self.base = base
-        self.shared = bool(shared)
 
     def scores(
         self,

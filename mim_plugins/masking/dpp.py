@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .._check import check_choice, check_share
 from . import _numba, _triton
 from .base import Masking
 from .kernels import FEATURES, check_kernel, patch_kernel, unit_features, unit_sides
@@ -25,13 +26,6 @@ _EIGENVALUE_FLOOR = 1e-10  # of the mean eigenvalue
 
 METHODS = ("greedy", "exact")
 DEFAULT_TAU = 0.5
-
-
-def check_tau(tau: float) -> float:
-    """Return ``tau`` if it lies in [0, 1], else raise ValueError."""
-    if not 0.0 <= tau <= 1.0:
-        raise ValueError(f"tau must be in [0, 1], got {tau}")
-    return float(tau)
 
 
 class DPPMasking(Masking):
@@ -78,12 +72,11 @@ class DPPMasking(Masking):
         features: str | Callable[[Tensor], Tensor] = "pooled",
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+        check_choice("method", method, METHODS)
         if method == "exact" and tau is not None:
             raise ValueError(f"tau applies to method='greedy' only, got tau={tau}")
         if method == "greedy":
-            tau = check_tau(DEFAULT_TAU if tau is None else tau)
+            tau = check_share("tau", DEFAULT_TAU if tau is None else tau)
         check_kernel(kernel, bandwidth)
         if isinstance(features, str):
             if features not in FEATURES:
@@ -226,7 +219,7 @@ def greedy_map(
     """
     _check_kernels(L, k)
     batch, num = L.shape[:2]
-    threshold = max(check_tau(tau), SMALLEST_GAIN)
+    threshold = max(check_share("tau", tau), SMALLEST_GAIN)
     if noise is None:
         noise = torch.rand(batch, num, device=L.device, generator=generator)
     elif noise.shape != (batch, num):

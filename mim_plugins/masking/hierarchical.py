@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .._check import check_int
 from .base import Masking
 
 if TYPE_CHECKING:
@@ -59,15 +60,15 @@ class HierarchicalMasking(Masking):
 
         super().__init__(mask_ratio, patch_size, mask_unit)
         if isinstance(hierarchy, Mapping):
+            if "grid" not in hierarchy:
+                raise ValueError(f"hierarchy must have a grid, got {hierarchy!r}")
             hierarchy = LatentHierarchy.quadtree(**hierarchy)
         if not isinstance(hierarchy, LatentHierarchy):
             raise TypeError(
                 "hierarchy must be a LatentHierarchy or the arguments of "
                 f"LatentHierarchy.quadtree, got {hierarchy!r}"
             )
-        if isinstance(level, bool) or not isinstance(level, int):
-            raise TypeError(f"level must be an int, got {level!r}")
-        if not 0 <= level < hierarchy.height:
+        if not check_int("level", level, 0) < hierarchy.height:
             raise ValueError(
                 f"level must be in 0..{hierarchy.height - 1}, below the hierarchy's height, "
                 f"got {level}"
@@ -82,7 +83,8 @@ class HierarchicalMasking(Masking):
         if self.hierarchy.grid not in (None, grid) or num != grid[0] * grid[1]:
             raise ValueError(
                 f"hierarchy must have one observable per masking unit, {grid[0]} x {grid[1]} of "
-                f"a {height} x {width} image, got {self.hierarchy.grid or num}"
+                f"mask_unit={self.mask_unit} in a {height} x {width} image, got "
+                f"{self.hierarchy.grid or num}"
             )
         return grid, num_keep
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._check import check_choice, check_positive
+
 KERNELS = ("rbf", "cosine")
 FEATURES = ("pixels", "pooled")
 
@@ -20,13 +22,17 @@ MEDIAN_ROWS = 32
 
 
 def check_kernel(kernel: str, bandwidth: float | None) -> None:
-    """Raise ValueError unless ``kernel`` and ``bandwidth`` suit :func:`patch_kernel`."""
-    if kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {KERNELS}, got {kernel!r}")
+    """Raise unless ``kernel`` and ``bandwidth`` suit :func:`patch_kernel`."""
+    check_choice("kernel", kernel, KERNELS)
     if bandwidth is not None and kernel != "rbf":
         raise ValueError(f"bandwidth applies to kernel='rbf' only, got kernel={kernel!r}")
-    if bandwidth is not None and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive or None, got {bandwidth}")
+    if bandwidth is not None:
+        check_positive("bandwidth", bandwidth)
+
+
+def in_float32_range(bandwidth: float) -> float:
+    """``bandwidth``, or the nearest one whose square neither vanishes nor overflows."""
+    return min(max(bandwidth, 1e-18), 1e18)
 
 
 def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:
@@ -113,7 +119,7 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
                 # More than half of the pairs equal: the limit bandwidth -> 0.
                 scale = scale.clamp_(min=torch.finfo(torch.float32).tiny)
             else:
-                scale = distances.new_tensor(bandwidth**2)
+                scale = distances.new_tensor(in_float32_range(bandwidth) ** 2)
             similarity = distances.div_(-2 * scale).exp_()
     similarity.diagonal(dim1=1, dim2=2).fill_(1.0)
     return similarity

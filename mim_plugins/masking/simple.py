@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from .._check import check_bool, check_int, check_number
 from .base import Masking
 
 
@@ -50,7 +51,7 @@ class GridMasking(Masking):
         random_shift: bool = True,
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
-        self.random_shift = random_shift
+        self.random_shift = check_bool("random_shift", random_shift)
 
     def scores(
         self,
@@ -101,12 +102,10 @@ class BlockMasking(Masking):
         min_aspect: float = 0.3,
     ) -> None:
         super().__init__(mask_ratio, patch_size, mask_unit)
-        if min_units < 1:
-            raise ValueError(f"min_units must be at least 1, got {min_units}")
-        if not 0.0 < min_aspect <= 1.0:
+        self.min_units = check_int("min_units", min_units)
+        self.min_aspect = check_number("min_aspect", min_aspect)
+        if not 0.0 < self.min_aspect <= 1.0:
             raise ValueError(f"min_aspect must be in (0, 1], got {min_aspect}")
-        self.min_units = min_units
-        self.min_aspect = min_aspect
 
     def scores(
         self,

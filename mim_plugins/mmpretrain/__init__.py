@@ -7,14 +7,18 @@ Maskings are registered in ``TASK_UTILS``, data transforms in ``TRANSFORMS``, mo
 :mod:`mim_plugins.mmpretrain.remedies`.
 """
 
+from .._versions import check_versions
+
 try:
-    import mmengine  # noqa: F401
-    import mmpretrain  # noqa: F401
-except ImportError as error:
+    import mmengine
+    import mmpretrain
+except (ImportError, AssertionError) as error:  # mmpretrain asserts that mmcv and mmengine fit
     raise ImportError(
         f"mim_plugins.mmpretrain needs mmpretrain and mmengine ({error}): "
         "pip install 'mim_plugins[mmpretrain]'"
     ) from error
+else:
+    check_versions(mmengine, mmpretrain, extra="mmpretrain")
 
 from mmpretrain.registry import TASK_UTILS
 
@@ -23,7 +27,7 @@ from . import remedies
 from .analyzer import HierarchicalMaskingAnalyzer
 from .backbones import MaskedMAEHiViT, MaskedMAEViT
 from .boundary import BoundaryMAEHead, BoundarySimMIMHead
-from .hooks import EffectiveRankHook, MaskVisualizationHook, OnlineProbeHook
+from .hooks import EffectiveRankHook, EpochSeedHook, MaskVisualizationHook, OnlineProbeHook
 from .metrics import ReconstructionMetric, ReconstructionTestLoop
 from .mi_mae import MIMAE, MISimMIM, MutualInformationHead
 from .mixmask import MixMaskAugment, MixMaskBYOL, MixMaskMoCo, MixMaskSimCLR, MixMaskSimSiam
@@ -54,6 +58,7 @@ __all__ = [
     "BoundarySimMIMHead",
     "DPPMaskGenerator",
     "EffectiveRankHook",
+    "EpochSeedHook",
     "HierarchicalMaskingAnalyzer",
     "MISimMIM",
     "MaskVisualizationHook",

@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from mmengine.runner import Runner
 
+from .._check import check_bool, check_int
+
 
 class Interval:
     """Every so many epochs, or iterations, and at the end of training.
 
     Raises:
-        ValueError: If ``interval`` is not positive.
+        TypeError, ValueError: If ``interval`` is no positive int, or ``by_epoch`` no bool.
     """
 
     def __init__(self, interval: int, by_epoch: bool) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f"interval must be an integer of at least 1, got {interval!r}")
-        self.interval = interval
-        self.by_epoch = by_epoch
+        self.interval = check_int("interval", interval)
+        self.by_epoch = check_bool("by_epoch", by_epoch)
 
     @property
     def unit(self) -> str:

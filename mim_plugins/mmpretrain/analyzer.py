@@ -13,6 +13,7 @@ from mmpretrain.models.selfsup import MAE, SimMIM
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 
+from .._check import check_int
 from .._observe import observing
 from ..analysis import reconstruction_scores
 from ..analysis.observed_masks import ObservedMasks
@@ -62,9 +63,8 @@ class HierarchicalMaskingAnalyzer(Hook):
         branching: int = 2,
     ) -> None:
         self.due = Interval(interval, by_epoch)
-        if isinstance(num_images, bool) or not isinstance(num_images, int) or num_images < 0:
-            raise ValueError(f"num_images must be an int of at least 0, got {num_images!r}")
-        self.num_images = num_images
+        self.num_images = check_int("num_images", num_images, 0)
+        check_int("num_masks", num_masks)
         self.observed = ObservedMasks(num_masks, branching)
         self.history: list[dict[str, Any]] = []
         self._images: Tensor | None = None

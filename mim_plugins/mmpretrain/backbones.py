@@ -9,6 +9,7 @@ from mmpretrain.models.selfsup import MAEHiViT, MAEViT
 from mmpretrain.registry import MODELS, TASK_UTILS
 from torch import Tensor
 
+from .._check import check_int
 from ..masking import Masking, PatchMask
 
 
@@ -31,6 +32,8 @@ def build_masking(
     if mask_generator is None:
         mask_generator = {"type": "RandomMasking"}
     if isinstance(mask_generator, dict):
+        if "type" not in mask_generator:
+            raise ValueError(f"mask_generator must name its type, got {mask_generator!r}")
         mask_generator = {**own, **mask_generator}
         base = mask_generator.get("base")
         if isinstance(base, dict):
@@ -151,13 +154,16 @@ class MaskedMAEHiViT(MAEHiViT):
         mask_generator: dict | Masking | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, img_size=img_size, **kwargs)
+        super().__init__(*args, img_size=check_int("img_size", img_size), **kwargs)
         self.mask_generator = build_masking(mask_generator, self.mask_ratio, self.patch_size)
         if self.mask_generator.num_masks > 1:
             raise ValueError(
                 f"mask_generator must draw one mask per image for HiViT, got {self.mask_generator}"
             )
-        self.mask_generator.count(img_size, img_size)
+        try:
+            self.mask_generator.count(img_size, img_size)
+        except ValueError as error:
+            raise ValueError(f"img_size={img_size} does not suit the masks: {error}") from error
         self._images: Tensor | None = None
 
     def forward(self, x: Tensor, mask: bool | None = True) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
+from .._check import check_choice, check_int
 from .._observe import TOKENS
 from ..analysis import effective_rank, singular_spectrum
 from ..analysis.spectrum_plot import plot_spectra
 from ._interval import Interval, figure_to_image
-from .features import extract_features, fixed_images, unwrap
+from .features import check_dataloader, extract_features, fixed_images, unwrap
 
 
 @HOOKS.register_module()
@@ -61,12 +63,11 @@ class EffectiveRankHook(Hook):
         batch_size: int = 50,
     ) -> None:
         self.due = Interval(interval, by_epoch)
-        if num_images < 2:
-            raise ValueError(f"num_images must be at least 2, got {num_images}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if token not in TOKENS:
-            raise ValueError(f"token must be one of {TOKENS}, got {token!r}")
+        check_int("num_images", num_images, 2)
+        check_int("batch_size", batch_size)
+        check_choice("token", token, TOKENS)
+        if dataloader is not None:
+            check_dataloader("dataloader", dataloader)
         self.num_images = num_images
         self.dataloader = dataloader
         self.token = token
@@ -127,6 +128,8 @@ class EffectiveRankHook(Hook):
             self.due.unit,
         )
         runner.visualizer.add_image("singular_spectrum", figure_to_image(figure), step=step)
+        del figure
+        gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save what was measured."""

@@ -15,6 +15,7 @@ from mmpretrain.models.selfsup import MFFViT, SparK
 from mmpretrain.models.utils import TwoNormDataPreprocessor
 from mmpretrain.models.utils.sparse_modules import SparseHelper
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .._observe import observing, pool, preserve_rng
 
@@ -56,7 +57,15 @@ def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Ten
 
     Returns:
         ``(B, D)`` float32.
+
+    Raises:
+        TypeError: If the model's weights are sharded over the processes.
     """
+    if isinstance(runner.model, FullyShardedDataParallel):
+        raise TypeError(
+            "features cannot be taken from a model whose weights are sharded (FSDP): remove "
+            "EffectiveRankHook and OnlineProbeHook from custom_hooks, or train with DDP"
+        )
     model = unwrap(runner.model)
     with observing(model), _autocast(runner):
         output = _encode(model, images)
@@ -152,6 +161,14 @@ def fixed_images(runner: Runner, number: int, dataloader: dict | None = None) ->
         return preprocess(model, batch)[0].cpu()
 
 
+def check_dataloader(name: str, dataloader: Any) -> None:
+    """Raise TypeError unless ``dataloader`` is a config of one."""
+    if not isinstance(dataloader, Mapping) or not {"dataset", "batch_size"} <= set(dataloader):
+        raise TypeError(
+            f"{name} must be a config with 'dataset' and 'batch_size', got {dataloader!r}"
+        )
+
+
 def build_loader(runner: Runner, dataloader: dict) -> Any:
     """Build a data loader for evaluation: in order, and collated as the preprocessors want it."""
     defaults = {
@@ -161,8 +178,5 @@ def build_loader(runner: Runner, dataloader: dict) -> Any:
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "collate_fn": {"type": "default_collate"},
     }
-    if not isinstance(dataloader, Mapping) or not {"dataset", "batch_size"} <= set(dataloader):
-        raise TypeError(
-            f"a dataloader must be a config with 'dataset' and 'batch_size', got {dataloader!r}"
-        )
+    check_dataloader("dataloader", dataloader)
     return runner.build_dataloader({**defaults, **dataloader})

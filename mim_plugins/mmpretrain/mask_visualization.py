@@ -14,6 +14,7 @@ from mmpretrain.models.utils.sparse_modules import SparseHelper
 from mmpretrain.registry import HOOKS
 from torch import Tensor, nn
 
+from .._check import check_int
 from ..analysis.mosaic import mask_mosaic
 from ._interval import Interval
 from .features import StepCapture, first_view, unwrap
@@ -48,8 +49,7 @@ class MaskVisualizationHook(Hook):
 
     def __init__(self, interval: int = 1, by_epoch: bool = True, num_images: int = 8) -> None:
         self.due = Interval(interval, by_epoch)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
+        check_int("num_images", num_images)
         self.num_images = num_images
         self._step: StepCapture | None = None
         self._handles: list[Any] = []

@@ -12,6 +12,7 @@ from mmengine.runner import TestLoop, autocast
 from mmpretrain.registry import LOOPS, METRICS
 from mmpretrain.structures import DataSample
 
+from .._check import check_bool
 from ..analysis.reconstruction import SCORES, reconstruction_scores
 from .reconstruction import reconstruct
 
@@ -35,7 +36,7 @@ class ReconstructionTestLoop(TestLoop):
 
     def __init__(self, *args: Any, masked: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.masked = masked
+        self.masked = check_bool("masked", masked)
 
     @torch.no_grad()
     def run_iter(self, idx: int, data_batch: Any) -> None:

@@ -8,6 +8,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from .._check import check_dict
+from ..masking import Masking
 from ..regularizers import MutualInformationLoss
 from .backbones import build_masking
 from .regularized import RegularizedMAE, RegularizedSimMIM
@@ -72,8 +74,7 @@ class MIMAE(RegularizedMAE):
         information: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(backbone, nn.Module):
-            backbone = MODELS.build(backbone)
+        backbone = _build_backbone(backbone)
         term = _head(backbone.embed_dims, cross_weight, output_weight, input_weight, information)
         masking = getattr(backbone, "mask_generator", None)
         _check_num_masks(getattr(masking, "num_masks", 1), cross_weight, "backbone.")
@@ -112,14 +113,19 @@ class MISimMIM(RegularizedSimMIM):
         information: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(backbone, nn.Module):
-            backbone = MODELS.build(backbone)
+        backbone = _build_backbone(backbone)
         # What SimMIM decodes: of a Swin transformer the last stage.
         stages = getattr(backbone, "stages", None)
         dim = backbone.embed_dims if stages is None else stages[-1].out_channels
         term = _head(dim, cross_weight, output_weight, input_weight, information)
         super().__init__(backbone, *args, regularizers=[term], **kwargs)
-        mask_ratio = mask_generator.get("mask_ratio", 0.6)
+        mask_ratio = 0.6
+        if isinstance(mask_generator, dict):
+            mask_ratio = mask_generator.get("mask_ratio", mask_ratio)
+        elif isinstance(mask_generator, Masking):
+            mask_ratio = mask_generator.mask_ratio
+        else:
+            raise TypeError(f"mask_generator must be a config of a masking, got {mask_generator!r}")
         self.mask_generator = build_masking(mask_generator, mask_ratio, self.head.patch_size)
         _check_num_masks(self.mask_generator.num_masks, cross_weight, "")
 
@@ -131,6 +137,14 @@ class MISimMIM(RegularizedSimMIM):
         grid = (inputs.shape[2] // side, inputs.shape[3] // side)
         mask = self.mask_generator(inputs).mask.unflatten(1, grid).float()
         return self._losses(inputs.repeat(num_masks, 1, 1, 1), mask, num_masks)
+
+
+def _build_backbone(backbone: dict | nn.Module) -> nn.Module:
+    if isinstance(backbone, nn.Module):
+        return backbone
+    if not isinstance(backbone, dict) or "type" not in backbone:
+        raise TypeError(f"backbone must be a config with a type, or a module, got {backbone!r}")
+    return MODELS.build(backbone)
 
 
 def _head(
@@ -145,7 +159,7 @@ def _head(
         cross_weight=cross_weight,
         output_weight=output_weight,
         input_weight=input_weight,
-        **(information or {}),
+        **check_dict("information", information),
     )
 
 

@@ -15,10 +15,19 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
+from .._check import check_bool, check_choice, check_dict, check_int, check_positive
 from .._observe import TOKENS, preserve_rng
 from ..analysis.linear_probe import LinearProbe
 from ._interval import Interval
-from .features import StepCapture, build_loader, extract_features, first_view, preprocess, unwrap
+from .features import (
+    StepCapture,
+    build_loader,
+    check_dataloader,
+    extract_features,
+    first_view,
+    preprocess,
+    unwrap,
+)
 
 STATE = "online_probe"
 
@@ -89,24 +98,31 @@ class OnlineProbeHook(Hook):
         log_interval: int = 10,
     ) -> None:
         self.due = Interval(interval, by_epoch)
-        knn = val_dataloader is not None if knn is None else knn
+        check_bool("linear", linear)
+        knn = val_dataloader is not None if knn is None else check_bool("knn", knn)
+        for name, loader in (
+            ("val_dataloader", val_dataloader),
+            ("bank_dataloader", bank_dataloader),
+        ):
+            if loader is not None:
+                check_dataloader(name, loader)
+        optimizer = check_dict("optimizer", optimizer)
         if not (linear or knn):
-            raise ValueError("linear or knn must be True: this hook would do nothing")
+            raise ValueError(
+                f"linear or knn must be True, got linear={linear} and knn={knn}: nothing to do"
+            )
         if knn and val_dataloader is None:
             raise ValueError("val_dataloader must be given for knn=True")
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        if num_classes is not None:
+            check_int("num_classes", num_classes)
         for name, value in (
             ("linear_interval", linear_interval),
             ("knn_k", knn_k),
             ("log_interval", log_interval),
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if knn_t <= 0:
-            raise ValueError(f"knn_t must be positive, got {knn_t}")
-        if token not in TOKENS:
-            raise ValueError(f"token must be one of {TOKENS}, got {token!r}")
+            check_int(name, value)
+        check_positive("knn_t", knn_t)
+        check_choice("token", token, TOKENS)
         if knn:
             try:
                 from .._knn import knn_top1  # noqa: F401
@@ -120,9 +136,15 @@ class OnlineProbeHook(Hook):
         self.val_dataloader = val_dataloader
         self.bank_dataloader = bank_dataloader
         self.linear_interval = linear_interval
-        self.optimizer = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.0, **(optimizer or {})}
-        if optimizer and "type" in optimizer:
-            self.optimizer = dict(optimizer)
+        self.optimizer = {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.0, **optimizer}
+        if "type" in optimizer:
+            self.optimizer = optimizer
+        try:  # now, rather than in the first step
+            OPTIMIZERS.build({**self.optimizer, "params": [torch.nn.Parameter(torch.zeros(1))]})
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"optimizer must be a config of an optimizer, got {optimizer!r}: {error}"
+            ) from error
         self.knn_k, self.knn_t = knn_k, knn_t
         self.token = token
         self.log_interval = log_interval
@@ -136,11 +158,16 @@ class OnlineProbeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Find the number of classes and build the data loaders, before anything is trained."""
+        meta = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
+        classes = len(meta.get("classes") or ())
         if self.num_classes is None:
-            meta = getattr(runner.train_dataloader.dataset, "metainfo", None) or {}
-            if not meta.get("classes"):
+            if not classes:
                 raise ValueError("num_classes must be given: the training data set names none")
-            self.num_classes = len(meta["classes"])
+            self.num_classes = classes
+        if self.num_classes < classes:
+            raise ValueError(
+                f"num_classes={self.num_classes} is less than the {classes} of the training data"
+            )
         if self.val_dataloader is None:
             return
         with preserve_rng():

@@ -8,6 +8,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .._check import check_int
+
 
 @MODELS.register_module()
 class ViTPyramid(BaseModule):
@@ -28,8 +30,7 @@ class ViTPyramid(BaseModule):
 
     def __init__(self, embed_dims: int = 768) -> None:
         super().__init__()
-        if embed_dims < 1:
-            raise ValueError(f"embed_dims must be at least 1, got {embed_dims}")
+        check_int("embed_dims", embed_dims)
 
         def double() -> nn.Module:
             return nn.ConvTranspose2d(embed_dims, embed_dims, kernel_size=2, stride=2)

@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from .._check import check_list, check_weight
 from ..regularizers import UniformityLoss, named_terms, term_losses
 
 
@@ -39,7 +40,11 @@ class _Regularized:
         self, *args: Any, regularizers: Sequence[dict | nn.Module] = (), **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        built = [r if isinstance(r, nn.Module) else MODELS.build(r) for r in regularizers]
+        terms = check_list("regularizers", regularizers)
+        for term in terms:
+            if not isinstance(term, (dict, nn.Module)):
+                raise TypeError(f"regularizers must be configs of terms, got {term!r}")
+        built = [MODELS.build(term) if isinstance(term, dict) else term for term in terms]
         self.regularizers = named_terms(built)
 
 
@@ -49,6 +54,7 @@ class _UniformityPreset:
     def __init__(
         self, *args: Any, uniformity_weight: float = 0.01, token: str = "cls", **kwargs: Any
     ) -> None:
+        check_weight("uniformity_weight", uniformity_weight)
         term = {"type": "UniformityHead", "weight": uniformity_weight, "token": token}
         super().__init__(*args, regularizers=[term], **kwargs)
 
@@ -129,7 +135,7 @@ class RegularizedSimMIM(_Regularized, SimMIM):
         super().__init__(*args, **kwargs)
         if getattr(self.backbone, "cls_token", None) is None:
             for name, term in self.regularizers.items():
-                if getattr(term, "token", None) == "cls":
+                if term.weight and getattr(term, "token", None) == "cls":
                     raise ValueError(
                         f"regularizer {name} has token='cls', but {type(self.backbone).__name__} "
                         "has no class token: use token='mean', or SimMIMViT"

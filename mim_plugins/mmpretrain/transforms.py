@@ -10,6 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
+from .._check import check_int, check_share
 from ..masking import DPPMasking
 
 
@@ -20,6 +21,13 @@ class DPPMaskGenerator(BaseTransform):
     Change ``type`` in a stock pipeline and keep the other arguments: key, shape, dtype and
     number of masked patches stay as they are. It must stand, like the stock generators,
     after the last transform that changes the image.
+
+    Each mask takes one ``np.random.permutation``, as the stock generators take their numbers
+    from numpy: of the main process, or of the data-loader worker that loads the image. Workers
+    do not repeat one another's masks. With a fixed ``randomness.seed`` and number of workers
+    the masks are the same in every run; with another number of workers they are others. With
+    ``persistent_workers=False`` mmengine seeds the workers of every epoch alike, and the
+    n-th image of an epoch gets the n-th permutation again; ``EpochSeedHook`` prevents that.
 
     **Required Keys**:
 
@@ -44,6 +52,7 @@ class DPPMaskGenerator(BaseTransform):
             images ``(1, C, H, W)``, float32 in 0..255, channels in the pipeline's order.
 
     Raises:
+        TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range, or later if the image does not have the
             stated size.
     """
@@ -65,8 +74,15 @@ class DPPMaskGenerator(BaseTransform):
         bandwidth: float | None = None,
         features: str | Callable[[Tensor], Tensor] = "pooled",
     ) -> None:
-        height, width = input_size if isinstance(input_size, tuple | list) else (input_size,) * 2
+        sides = input_size if isinstance(input_size, tuple | list) else (input_size,) * 2
+        if len(sides) != 2:
+            raise ValueError(f"input_size must be an int or two, got {input_size!r}")
+        height, width = (check_int("input_size", side) for side in sides)
+        self.input_size = input_size
         if num_masking_patches is None:
+            check_int("mask_patch_size", mask_patch_size)
+            check_int("model_patch_size", model_patch_size)
+            check_share("mask_ratio", mask_ratio)
             if height % mask_patch_size or width % mask_patch_size:
                 raise ValueError(
                     f"input_size must be a multiple of mask_patch_size={mask_patch_size}, "
@@ -84,7 +100,7 @@ class DPPMaskGenerator(BaseTransform):
         else:
             self.grid = height, width
             self.scale = 1
-            self.num_mask = num_masking_patches
+            self.num_mask = check_int("num_masking_patches", num_masking_patches)
             given = f"num_masking_patches={num_masking_patches}"
         self.num_units = self.grid[0] * self.grid[1]
         if not 0 < self.num_mask < self.num_units:
@@ -107,7 +123,8 @@ class DPPMaskGenerator(BaseTransform):
         if image.shape[0] % rows or image.shape[1] % cols:
             raise ValueError(
                 f"DPPMaskGenerator needs an image divisible into {rows} x {cols} masking units, "
-                f"got {image.shape[0]} x {image.shape[1]}: it must follow the crop"
+                f"got {image.shape[0]} x {image.shape[1]} with input_size={self.input_size}: it "
+                "must follow the crop"
             )
         # One permutation, as SimMIMMaskGenerator draws it: with tau=1 the masks are equal.
         order = np.random.permutation(self.num_units)  # noqa: NPY002

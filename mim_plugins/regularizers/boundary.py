@@ -6,17 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._check import check_int, check_share
+
 
 def check_boundary(width_px: int, boundary_weight: float) -> None:
     """Raise TypeError or ValueError unless both are what :func:`boundary_weights` takes."""
-    if isinstance(width_px, bool) or not isinstance(width_px, int):
-        raise TypeError(f"width_px must be an int, got {width_px!r}")
-    if width_px < 0:
-        raise ValueError(f"width_px must be at least 0, got {width_px}")
-    if isinstance(boundary_weight, bool) or not isinstance(boundary_weight, (int, float)):
-        raise TypeError(f"boundary_weight must be a number, got {boundary_weight!r}")
-    if not 0.0 <= boundary_weight <= 1.0:
-        raise ValueError(f"boundary_weight must be in [0, 1], got {boundary_weight}")
+    check_int("width_px", width_px, 0)
+    check_share("boundary_weight", boundary_weight)
 
 
 @torch.no_grad()
@@ -62,8 +58,7 @@ def boundary_weights(
                  [1., 1., 0., 0., 0., 0.]]])
     """
     check_boundary(width_px, boundary_weight)
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+    check_int("patch_size", patch_size)
     rows, cols = grid
     if mask.ndim not in (2, 3) or mask.flatten(1).shape[1] != rows * cols:
         raise ValueError(

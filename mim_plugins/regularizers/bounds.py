@@ -8,14 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._check import check_positive
 from .gather import gather_rows, sum_over_ranks, world_size
-
-
-def check_temperature(temperature: float) -> float:
-    """Return ``temperature`` if it is positive and finite, else raise ValueError."""
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    return float(temperature)
 
 
 def infonce(
@@ -48,7 +42,7 @@ def infonce(
         >>> infonce(torch.eye(4), torch.eye(4), temperature=0.01)  # log 4: all are found
         tensor(1.3863)
     """
-    check_temperature(temperature)
+    check_positive("temperature", temperature)
     if min(queries.ndim, keys.ndim) < 2 or 0 in (*queries.shape, *keys.shape):
         raise ValueError(
             "queries and keys must have shapes (..., n * r, D) and (..., n, D), n >= 1, got "

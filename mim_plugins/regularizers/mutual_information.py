@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._check import check_choice, check_int, check_positive, check_weight
 from ..masking.kernels import unit_features
-from .bounds import check_temperature, club, gaussian_log_likelihood, infonce
+from .bounds import club, gaussian_log_likelihood, infonce
 from .gather import check_gather_distributed
 from .uniformity import global_feature
 
@@ -138,20 +139,18 @@ class MutualInformationLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        self.cross_weight = _check_weight("cross_weight", cross_weight)
-        self.output_weight = _check_weight("output_weight", output_weight)
-        self.input_weight = _check_weight("input_weight", input_weight)
-        self.variational_weight = _check_weight("variational_weight", variational_weight)
+        self.cross_weight = check_weight("cross_weight", cross_weight)
+        self.output_weight = check_weight("output_weight", output_weight)
+        self.input_weight = check_weight("input_weight", input_weight)
+        self.variational_weight = check_weight("variational_weight", variational_weight)
         if input_weight and not variational_weight:
             raise ValueError(
                 "variational_weight must be positive if input_weight is: an untrained q bounds "
                 f"nothing, got {variational_weight} and {input_weight}"
             )
-        if token not in TOKENS:
-            raise ValueError(f"token must be one of {TOKENS}, got {token!r}")
-        if condition not in CONDITIONS:
-            raise ValueError(f"condition must be one of {CONDITIONS}, got {condition!r}")
-        if num_prefix_tokens < (token == "cls"):
+        check_choice("token", token, TOKENS)
+        check_choice("condition", condition, CONDITIONS)
+        if check_int("num_prefix_tokens", num_prefix_tokens, 0) < (token == "cls"):
             raise ValueError(
                 f"num_prefix_tokens must be at least {int(token == 'cls')} with token={token!r}, "
                 f"got {num_prefix_tokens}"
@@ -162,12 +161,12 @@ class MutualInformationLoss(nn.Module):
             ("in_channels", in_channels),
             ("projection_dim", 1 if projection_dim is None else projection_dim),
         ):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_int(name, size)
         self.dim = dim
+        self.in_channels = in_channels
         self.token = token
         self.num_prefix_tokens = num_prefix_tokens
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive("temperature", temperature)
         self.condition = condition
         self.gather_distributed = check_gather_distributed(gather_distributed)
 
@@ -315,6 +314,10 @@ class MutualInformationLoss(nn.Module):
                 f"images and mask must have B and {num_masks} * B rows, got {len(images)} and "
                 f"{len(mask)}"
             )
+        if images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images must have in_channels={self.in_channels}, got {tuple(images.shape)}"
+            )
         images = images[: len(mask) // num_masks]
         if mask.ndim == 3:
             grid = (mask.shape[1], mask.shape[2])
@@ -333,14 +336,6 @@ class MutualInformationLoss(nn.Module):
         weights = ("cross_weight", "output_weight", "input_weight", "variational_weight")
         others = ("token", "num_prefix_tokens", "temperature", "condition", "gather_distributed")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in weights + others)
-
-
-def _check_weight(name: str, weight: float) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-        raise TypeError(f"{name} must be a number, got {weight!r}")
-    if not 0.0 <= weight < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {weight}")
-    return float(weight)
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

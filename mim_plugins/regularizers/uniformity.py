@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._check import check_choice, check_int, check_weight
 from .gather import check_gather_distributed, sum_over_ranks, world_size
 
 TOKENS = ("cls", "mean")
@@ -110,12 +109,11 @@ def global_feature(
 
 
 def _check_token(token: str, num_prefix_tokens: int) -> None:
-    if token not in TOKENS:
-        raise ValueError(f"token must be one of {TOKENS}, got {token!r}")
-    if num_prefix_tokens < 0:
-        raise ValueError(f"num_prefix_tokens must be at least 0, got {num_prefix_tokens}")
-    if token == "cls" and num_prefix_tokens == 0:
-        raise ValueError("token='cls' needs an encoder with [CLS]; use token='mean'")
+    check_choice("token", token, TOKENS)
+    if check_int("num_prefix_tokens", num_prefix_tokens, 0) == 0 and token == "cls":
+        raise ValueError(
+            "token='cls' needs an encoder with [CLS], got num_prefix_tokens=0; use token='mean'"
+        )
 
 
 class UniformityLoss(nn.Module):
@@ -149,12 +147,8 @@ class UniformityLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise TypeError(f"weight must be a number, got {weight!r}")
-        if not 0.0 <= weight < math.inf:
-            raise ValueError(f"weight must be finite and at least 0, got {weight}")
+        self.weight = check_weight("weight", weight)
         _check_token(token, num_prefix_tokens)
-        self.weight = float(weight)
         self.token = token
         self.num_prefix_tokens = num_prefix_tokens
         self.gather_distributed = check_gather_distributed(gather_distributed)

@@ -75,19 +75,6 @@ def test_masks_are_complementary_and_terms_logged(base: DPPMasking | None) -> No
     assert moved == {"projection", "target", "variational"}
 
 
-def test_one_mask_and_weight_zero_equal_stock_bit_for_bit() -> None:
-    stock = module()
-    ours = wrap(
-        module(),
-        masking=ComplementaryMasking(1, patch_size=4),
-        regularizers=[terms(cross_weight=0.0, input_weight=0.0)],
-    )
-    assert torch.equal(fit(ours)["train_loss"], fit(stock)["train_loss"])
-    weights = stock.state_dict()
-    assert list(ours.state_dict()) == list(weights)
-    assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
-
-
 def test_the_terms_are_those_of_the_encoders_output() -> None:
     model = wrap(module(), masking=ComplementaryMasking(4, patch_size=4), regularizers=[terms()])
     alone = copy.deepcopy(model.regularizers["mutual_information"])

@@ -1,10 +1,7 @@
 """Mixing in lightly: the loss around its criteria, and wrap() on siamese modules."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,59 +320,6 @@ def test_copy_and_pickle_stay_wrapped() -> None:
         losses.append(other.training_step([x, None], 0))
     stock, _ = make_twice(SimSiam)
     assert losses[0] == losses[1] == losses[2] != stock.training_step([x, None], 0)
-
-
-DDP = """
-import sys, torch, pytorch_lightning as pl
-from tests.lightly.siamese import BYOL, MoCo, SimCLR, SimSiam
-from tests.lightly.test_mixing import loader
-from mim_plugins.lightly import wrap
-from mim_plugins.mixmask import MixMask, UnMix
-if __name__ == "__main__":
-    for make in (MoCo, BYOL, SimCLR, SimSiam):
-        pl.seed_everything(0)
-        model = make()
-        if hasattr(model.criterion, "gather_distributed"):
-            model.criterion.gather_distributed = True
-            model.criterion.memory_bank.gather_distributed = True
-        for name in ("key_backbone", "key_projection_head"):
-            if hasattr(model, name):
-                getattr(model, name).requires_grad_(False)
-        wrap(model, mixing=MixMask(), unmix=UnMix())
-        trainer = pl.Trainer(
-            max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", logger=False,
-            enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
-        trainer.fit(model, loader())
-        bank = getattr(model.criterion, "memory_bank", None)
-        rank = trainer.global_rank
-        weights = dict(model.named_parameters())
-        torch.save((weights, bank), f"{sys.argv[1]}/{make.__name__}{rank}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes(tmp_path: Path) -> None:
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    result = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    for make in ALL:
-        (one, bank), (other, other_bank) = (
-            torch.load(tmp_path / f"{make.__name__}{rank}.pt", weights_only=False)
-            for rank in (0, 1)
-        )
-        assert all(torch.equal(value, other[name]) for name, value in one.items())
-        assert all(value.isfinite().all() for value in one.values())
-        if make is MoCo:
-            assert torch.equal(bank.bank, other_bank.bank)
-            # 4 steps of 12 keys into 20 places; what reaches the end starts again at 0.
-            assert int(bank.bank_ptr) == 0
 
 
 # -- the loss alone ------------------------------------------------------------------------

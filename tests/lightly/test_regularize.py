@@ -62,15 +62,6 @@ def quiet(model: pl.LightningModule) -> dict[str, Tensor]:
     return logged
 
 
-def test_weight_zero_equals_stock_bit_for_bit(tmp_path: Path) -> None:
-    stock, wrapped = make(), wrap(make(), regularizers=[UniformityLoss(weight=0.0)])
-    fit(stock, tmp_path)
-    fit(wrapped, tmp_path)
-    weights = stock.state_dict()
-    assert list(wrapped.state_dict()) == list(weights)
-    assert all(torch.equal(value, weights[key]) for key, value in wrapped.state_dict().items())
-
-
 @pytest.mark.parametrize("token", ["cls", "mean"])
 def test_the_term_is_added_and_logged(token: str) -> None:
     stock, model = make(), wrap(make(), regularizers=[UniformityLoss(0.5, token=token)])

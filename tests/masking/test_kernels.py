@@ -104,7 +104,7 @@ def test_bad_kernel() -> None:
     x = torch.rand(1, 4, 3)
     with pytest.raises(ValueError, match=r"kernel must be one of .*got 'laplace'"):
         patch_kernel(x, "laplace")
-    with pytest.raises(ValueError, match="bandwidth must be positive or None, got -1"):
+    with pytest.raises(ValueError, match="bandwidth must be positive and finite, got -1"):
         patch_kernel(x, bandwidth=-1)
     with pytest.raises(ValueError, match="bandwidth applies to kernel='rbf' only"):
         patch_kernel(x, "cosine", bandwidth=1.0)

@@ -1,5 +1,7 @@
 """The compiled path from pixels to masks beside the PyTorch one."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,31 @@ def test_same_masks_whatever_the_number_of_threads() -> None:
         torch.set_num_threads(threads)
     assert torch.equal(kept[0], kept[1])
     assert torch.equal(kept[0], kept[2])
+
+
+def _masks_with_two_threads(kernels: torch.Tensor, queue: object) -> None:
+    torch.set_num_threads(2)
+    queue.put(greedy_map(kernels, 4, noise=kernels[:, 0]).tolist())
+
+
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    features = torch.rand(4, 16, 3, generator=torch.Generator().manual_seed(0))
+    kernels = torch.exp(-torch.cdist(features, features))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = greedy_map(kernels, 4, noise=kernels[:, 0]).tolist()
+    finally:
+        torch.set_num_threads(threads)
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_masks_with_two_threads, args=(kernels, queue))
+    child.start()
+    child.join(timeout=60)
+    alive = child.is_alive()
+    child.kill()
+    assert not alive
+    assert queue.get() == expected
 
 
 def test_selection_goes_on_in_float64() -> None:

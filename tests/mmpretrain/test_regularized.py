@@ -24,19 +24,6 @@ def terms(weight: float, **arguments: object) -> dict:
     }
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [{"type": "RegularizedMAE"}, terms(0.0), {"type": "UMAE", "uniformity_weight": 0.0}],
-    ids=["none", "weight 0", "UMAE 0"],
-)
-def test_weight_zero_equals_stock_bit_for_bit(algorithm: dict) -> None:
-    stock, ours = build("MAEViT"), build("MAEViT", algorithm)
-    assert train(ours) == train(stock)
-    weights = stock.state_dict()
-    assert list(ours.state_dict()) == list(weights)
-    assert all(torch.equal(value, weights[key]) for key, value in ours.state_dict().items())
-
-
 @pytest.mark.parametrize("token", ["cls", "mean"])
 def test_the_term_is_the_mean_squared_cosine_of_all_pairs(token: str) -> None:
     stock, ours = build("MAEViT"), build("MAEViT", terms(0.3, token=token))
@@ -244,5 +231,6 @@ def test_simmim_vit_is_the_stock_vit_with_mask_tokens() -> None:
 def test_simmim_rejects_a_class_token_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="uniformity has token='cls', but SimMIMSwinTransformer"):
         build_simmim({"type": "USimMIM"}, vit=False)
+    build_simmim({"type": "USimMIM", "uniformity_weight": 0.0}, vit=False)  # nothing asks for it
     with pytest.raises(TypeError, match="takes no out_type, got 'featmap'"):
         SimMIMViT(arch=ARCH, out_type="featmap")

@@ -1,15 +1,13 @@
 """Two gloo processes against one process with the joined batch."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from mim_plugins.masking import ComplementaryMasking
 from mim_plugins.regularizers import MutualInformationLoss
+
+from ..two_processes import TwoProcesses
 
 M, D = 4, 8
 CASES = [
@@ -74,9 +72,7 @@ def run(model: nn.Module, rows: slice) -> tuple[dict, list]:
     return {k: v.detach() for k, v in terms.items()}, gradients
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+def worker(rank: int) -> dict:
     results = {}
     for name, case in zip(NAMES, CASES, strict=True):
         for gather in (True, False):
@@ -84,15 +80,12 @@ def worker(rank: int, folder: str) -> None:
             likely(model)
             ddp = nn.parallel.DistributedDataParallel(model)
             results[name, gather] = run(ddp, slice(6 * rank, 6 * rank + 6))
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    path: Path = tmp_path_factory.mktemp("ddp")
-    mp.spawn(worker, (str(path),), nprocs=2)
-    return [torch.load(path / f"rank{rank}.pt") for rank in (0, 1)]
+def results(two_processes: TwoProcesses) -> list[dict]:
+    return two_processes.run(worker)
 
 
 @pytest.mark.parametrize(("name", "case"), list(zip(NAMES, CASES, strict=True)), ids=NAMES)

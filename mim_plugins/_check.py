@@ -1,0 +1,117 @@
+"""What arguments may be: errors that name the argument, what is allowed and what was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_int(name: str, value: Any, least: int = 1) -> int:
+    """``value`` as an int of at least ``least``; no bool, no float.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """``value`` as a float; no bool, no string.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def check_weight(name: str, value: Any) -> float:
+    """As :func:`check_number`; ValueError unless finite and at least 0."""
+    if not 0.0 <= check_number(name, value) < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """As :func:`check_number`; ValueError unless finite and above 0."""
+    if not 0.0 < check_number(name, value) < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return float(value)
+
+
+def check_share(name: str, value: Any) -> float:
+    """As :func:`check_number`; ValueError unless in [0, 1]."""
+    if not 0.0 <= check_number(name, value) <= 1.0:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return float(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """``value`` if it is a bool.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
+    return value
+
+
+def check_dict(name: str, value: Any) -> dict:
+    """``value`` as a dict, an empty one for None.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a dict or None, got {value!r}")
+    return dict(value or {})
+
+
+def check_statistics(name: str, value: Any) -> list[float]:
+    """A mean or standard deviation for each of three channels.
+
+    Raises:
+        TypeError: If ``value`` is no list of numbers.
+        ValueError: If they are not three, or not finite.
+    """
+    numbers = [check_number(name, number) for number in check_list(name, value)]
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be three finite numbers, got {value!r}")
+    return numbers
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is callable or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {value!r}")
+
+
+def check_list(name: str, value: Any) -> list:
+    """A list or tuple as a list.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    return list(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """``value`` if it is one of ``choices``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+    return value

@@ -1,0 +1,40 @@
+"""Too old a package is named when it is imported, not when it fails."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+from types import ModuleType
+
+
+def check_versions(*modules: ModuleType, extra: str = "") -> None:
+    """Compare the versions of imported packages with the lower bounds in ``setup.cfg``.
+
+    Args:
+        modules: The packages, under the names of their distributions; one that this package
+            does not ask for, or without a version, is passed over.
+        extra: What to install if one is too old.
+
+    Raises:
+        ImportError: If one is older than its bound.
+    """
+    try:
+        bounds = {}
+        for requirement in requires("mim_plugins") or ():
+            if found := re.match(r"([\w-]+)\s*>=\s*([\d.]+)", requirement.replace("(", "")):
+                bounds[found[1]] = found[2]
+    except PackageNotFoundError:  # the source tree, not installed
+        return
+    for module in modules:
+        name = module.__name__
+        version, bound = getattr(module, "__version__", ""), bounds.get(name, "")
+        if version and _numbers(version) < _numbers(bound):
+            package = f"mim_plugins[{extra}]" if extra else "mim_plugins"
+            raise ImportError(
+                f"mim_plugins needs {name}>={bound}, found {version}: "
+                f"pip install --upgrade '{package}'"
+            )
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
