@@ -27,7 +27,7 @@ RESULTS = HERE / "results"
 README = HERE / "README.md"
 
 COMMANDS: dict[str, list[str]] = {
-    "dpp_masking": ["dpp_masking.py", "--thread-time"],
+    "dpp_masking": ["dpp_masking.py"],
     "umae": ["umae.py"],
     "mixmask": ["mixmask.py"],
     "mi_mae": ["mi_mae.py"],
