@@ -25,12 +25,20 @@ def times(
     functions: dict[str, Callable[[], object]],
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
+    warm: float = 0.0,
 ) -> dict[str, float]:
-    """Median seconds per call, the functions taking turns so that noise hits all alike."""
+    """Median seconds per call, the functions taking turns so that noise hits all alike.
+
+    ``warm``: every timed call follows so many seconds of untimed ones, so that what lasts a
+    millisecond finds a processor that is awake and its own data in the caches.
+    """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
         for name, function in functions.items():
             time.sleep(0.2)  # idle threads of the last one's library stop spinning
+            start = time.perf_counter()
+            while time.perf_counter() - start < warm:
+                function()
             start = clock()
             function()
             if torch.cuda.is_available():

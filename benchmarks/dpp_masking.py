@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import machine, photo_batch, times
+from threadpoolctl import threadpool_limits
 
 from mim_plugins.masking import DPPMasking, RandomMasking, dpp, greedy_map, patch_kernel
 from mim_plugins.masking.kernels import unit_features
@@ -106,7 +107,7 @@ def cpu_masking(repeats: int, clock: Callable[[], float]) -> None:
             L, 49, 1e-12, True, noise
         ),
     }
-    taken = times({" | ".join(name): f for name, f in functions.items()}, repeats, clock)
+    taken = times({" | ".join(name): f for name, f in functions.items()}, repeats, clock, 0.05)
     seconds = {name: taken[" | ".join(name)] / 64 for name in functions}
     kernels = L64[:2].tolist()
     plain = times({"plain": lambda: [plain_greedy(kernel, 49, 0) for kernel in kernels]}, 3, clock)
@@ -284,6 +285,7 @@ def main() -> None:
     clock = time.perf_counter
     if args.thread_time:
         torch.set_num_threads(1)
+        threadpool_limits(1)  # numpy's BLAS
         clock = time.thread_time
     cpu_masking(args.repeats, clock)
     data_pipeline(args.repeats, clock)
