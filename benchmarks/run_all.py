@@ -30,7 +30,7 @@ COMMANDS: dict[str, list[str]] = {
     "dpp_masking": ["dpp_masking.py"],
     "umae": ["umae.py"],
     "mixmask": ["mixmask.py"],
-    "mi_mae": ["mi_mae.py"],
+    "mi_mae": ["mi_mae.py", "--batch", "2", "--repeats", "3"],
     "instruments": ["instruments.py"],
     "soak": ["soak.py"],
 }
