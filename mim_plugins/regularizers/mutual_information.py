@@ -190,10 +190,16 @@ class MutualInformationLoss(nn.Module):
         images: Tensor | None = None,
         mask: Tensor | None = None,
         num_masks: int = 1,
+        separate: bool = False,
         **step: object,
-    ) -> Tensor:
-        """The sum of the weighted terms, a scalar; arguments as in :meth:`terms`."""
+    ) -> Tensor | dict[str, Tensor]:
+        """The sum of the weighted terms, a scalar, or with ``separate`` what :meth:`terms` says.
+
+        The other arguments are those of :meth:`terms`.
+        """
         terms = self.terms(tokens, images=images, mask=mask, num_masks=num_masks, **step)
+        if separate:
+            return terms
         parts = [part for name, part in terms.items() if not name.startswith("value_")]
         return torch.stack(parts).sum() if parts else tokens.sum() * 0.0
 

@@ -33,8 +33,8 @@ def term_losses(terms: nn.ModuleDict, latent: Tensor, **step: object) -> dict[st
     """What each term of nonzero ``weight`` says of a step.
 
     Args:
-        terms: From :func:`named_terms`. Each is called as ``term(latent, **step)``, or as
-            ``term.terms(latent, **step)`` if it has that, and returns a scalar, or a dict of
+        terms: From :func:`named_terms`. Each is called as ``term(latent, **step)``, with
+            ``separate=True`` if it has a method ``terms``, and returns a scalar, or a dict of
             scalars, of which those named ``value_...`` are to be logged but not added to the
             loss.
         latent: ``(M * B, P + K, D)``, the encoder's output for M masks of B images.
@@ -48,7 +48,9 @@ def term_losses(terms: nn.ModuleDict, latent: Tensor, **step: object) -> dict[st
     for name, term in terms.items():
         if not term.weight:
             continue
-        value = getattr(term, "terms", term)(latent, **step)
+        # Called as a module, so that what wraps it (FSDP gathers its weights) sees the call.
+        separate = {"separate": True} if hasattr(term, "terms") else {}
+        value = term(latent, **separate, **step)
         for key, part in (value if isinstance(value, dict) else {"": value}).items():
             prefix = "" if key.startswith("value_") else "loss_"
             key = key.removeprefix("value_")

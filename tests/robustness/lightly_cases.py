@@ -30,7 +30,7 @@ from mim_plugins.masking import (
     Masking,
     RandomMasking,
 )
-from mim_plugins.mixmask import MixMask, UnMix
+from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
 
 from ..lightly import siamese
 from ..lightly.modules import MAE
@@ -186,7 +186,13 @@ class OwnMoCo(siamese.MoCo):
         return MixMaskLoss(self.criterion)(query, key, (self.query(mix.images), mix))
 
 
-def siamese_case(make: type, once: tuple[str, ...] = (), draws: int = 5) -> Case:
+def siamese_case(
+    make: type,
+    once: tuple[str, ...] = (),
+    draws: int = 5,
+    mixing: type[Mixer] = MixMask,
+    unmix: type[UnMix] | None = UnMix,
+) -> Case:
     def distinct(model: nn.Module) -> None:
         """Else the first moving average changes nothing."""
         for name, parameter in model.named_parameters():
@@ -196,16 +202,18 @@ def siamese_case(make: type, once: tuple[str, ...] = (), draws: int = 5) -> Case
     def build(**plugins: Any) -> Builder:
         return module(make, 32, 32, change=distinct, **plugins)
 
+    plugins = {"mixing": mixing, **({"unmix": unmix} if unmix else {})}
+    mixers = {plugin.__name__: 1 for plugin in plugins.values()}
     return Case(
-        f"mixmask {make.__name__}",
+        f"{mixing.__name__.lower()} {make.__name__}",
         "lightly",
-        on=build(mixing=MixMask, unmix=UnMix),
+        on=build(**plugins),
         neutral=None,
         stock=build(),
         backbone=lambda: (siamese.backbone(), "backbone."),
-        calls={"MixMask": 1, "BlockMasking": 1, "UnMix": 1},
+        calls={"BlockMasking": 1, **mixers},
         draws=draws,
-        logged=("loss_mixmask", "loss_unmix"),
+        logged=tuple(f"loss_{name.lower()}" for name in mixers),
         once=once,
         no_neutral="wrap() without mixing is refused: the module as it is is the neutral setting",
     )
@@ -276,6 +284,7 @@ CASES = [
     siamese_case(siamese.BYOL, once=("teacher.",)),
     siamese_case(siamese.SimCLR),
     siamese_case(siamese.SimSiam),
+    siamese_case(siamese.SimSiam, mixing=EraseMask, unmix=None, draws=3),
     Case(
         "MixMaskLoss",
         "lightly",

@@ -181,6 +181,9 @@ def resnet() -> tuple[nn.Module, str]:
     return _backbone(type="ResNet_CIFAR", depth=18, stem_channels=8, base_channels=8)
 
 
+ERASED = {"mixmask": {"type": "EraseMask", "grid_size": 4}}
+
+
 def siamese_case(algorithm: str, once: tuple[str, ...] = ()) -> Case:
     return Case(
         f"mixmask {algorithm}",
@@ -321,6 +324,17 @@ CASES = [
     siamese_case("BYOL"),
     siamese_case("SimCLR"),
     siamese_case("SimSiam"),
+    Case(
+        "erasemask SimSiam",
+        "mmpretrain",
+        on=siamese_pair("SimSiam", True, **ERASED),
+        neutral=siamese_pair("SimSiam", True),
+        stock=siamese_pair("SimSiam", False),
+        backbone=resnet,
+        calls={"EraseMask": 1, "BlockMasking": 1},
+        draws=3,  # blocks (2) and the rest
+        logged=("loss_orig", "loss_erasemask"),
+    ),
     Case(
         "mixmask classifier",
         "mmpretrain",

@@ -95,9 +95,8 @@ def test_ranks_stay_equal_in_upstream_s_own_ddp(case: Case, two_processes: TwoPr
     assert any(not torch.equal(value, start[key]) for key, value in one.items())
 
 
-# One of each kind. Momentum encoders read weights that FSDP has sharded, in stock as well; the
-# terms of MI-MAE are not called through the forward pass that gathers their weights.
-SHARDED = ["mae dpp", "umae", "usimmim", "mixmask SimSiam"]
+# One of each kind. Momentum encoders read weights that FSDP has sharded, in stock as well.
+SHARDED = ["mae dpp", "umae", "usimmim", "mi-mae", "mixmask SimSiam"]
 
 
 @pytest.mark.skipif("mmpretrain" not in FRAMEWORKS, reason="mmpretrain is not installed")

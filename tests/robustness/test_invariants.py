@@ -94,7 +94,7 @@ def test_every_step_has_each_effect_once(case: Case, monkeypatch: pytest.MonkeyP
     for name in masking.__all__:
         if "scores" in vars(getattr(masking, name)) and name != "Masking":
             count(getattr(masking, name), "scores")
-    for cls in (mixmask.MixMask, mixmask.UnMix):
+    for cls in (mixmask.MixMask, mixmask.EraseMask, mixmask.UnMix):
         count(cls, "__call__")
     if case.framework == "mmpretrain":
         from mim_plugins.mmpretrain import DPPMaskGenerator
