@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._figure import new_figure
+from .spectrum import effective_rank, singular_spectrum
 
 
 def plot_spectra(
@@ -58,3 +61,33 @@ def plot_spectra(
     for axis in (left, right):
         axis.grid(alpha=0.3)
     return figure
+
+
+def record_spectrum(
+    history: list[dict[str, Any]], features: Tensor, step: int, iteration: int, folder: Path
+) -> float:
+    """Rank and spectrum of ``features (B, D)``, added to ``history`` and to a file.
+
+    The file is ``singular_spectrum.jsonl`` in ``folder``, an entry a line. Returns the rank.
+    """
+    rank = effective_rank(features)
+    entry = {
+        "step": step,
+        "iter": iteration,
+        "effective_rank": rank,
+        "singular_spectrum": singular_spectrum(features).tolist(),
+    }
+    history.append(entry)
+    with (folder / "singular_spectrum.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    return rank
+
+
+def plot_history(history: Sequence[dict[str, Any]], unit: str = "epoch") -> Any:
+    """:func:`plot_spectra` of the entries of :func:`record_spectrum`."""
+    return plot_spectra(
+        [entry["step"] for entry in history],
+        [entry["effective_rank"] for entry in history],
+        [entry["singular_spectrum"] for entry in history],
+        unit,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from torch.utils.data import DataLoader
 from .._check import check_bool, check_callable, check_int, check_positive
 from .._knn import knn_top1
 from .._observe import observing, pool, preserve_rng
-from ..analysis import effective_rank, singular_spectrum
 from ..analysis.linear_probe import adamw
-from ..analysis.spectrum_plot import plot_spectra
+from ..analysis.spectrum_plot import plot_history, record_spectrum
 
 Features = Callable[[LightningModule, Tensor], Tensor]
 
@@ -143,22 +141,9 @@ class EffectiveRank(_Watch):
                 for images in self.images.split(self.batch_size)
             ]
         )
-        rank = effective_rank(features)
-        entry = {
-            "step": epoch,
-            "iter": trainer.global_step,
-            "effective_rank": rank,
-            "singular_spectrum": singular_spectrum(features).tolist(),
-        }
-        self.history.append(entry)
         folder = _folder(trainer)
-        with (folder / "singular_spectrum.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        figure = plot_spectra(
-            [each["step"] for each in self.history],
-            [each["effective_rank"] for each in self.history],
-            [each["singular_spectrum"] for each in self.history],
-        )
+        rank = record_spectrum(self.history, features, epoch, trainer.global_step, folder)
+        figure = plot_history(self.history)
         figure.savefig(folder / "singular_spectrum.png", dpi=100)
         del figure
         gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long

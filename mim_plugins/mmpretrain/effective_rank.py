@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from .._check import check_choice, check_int
 from .._observe import TOKENS
-from ..analysis import effective_rank, singular_spectrum
-from ..analysis.spectrum_plot import plot_spectra
+from ..analysis.spectrum_plot import plot_history, record_spectrum
 from ._interval import Interval, figure_to_image
 from .features import check_dataloader, extract_features, fixed_images, unwrap
 
@@ -106,27 +104,13 @@ class EffectiveRankHook(Hook):
                 for images in self.images.split(self.batch_size)
             ]
         )
-        rank = effective_rank(features)
-        entry = {
-            "step": step,
-            "iter": runner.iter,
-            "effective_rank": rank,
-            "singular_spectrum": singular_spectrum(features).tolist(),
-        }
-        self.history.append(entry)
+        folder = Path(runner.log_dir, "vis_data")
+        folder.mkdir(parents=True, exist_ok=True)
+        rank = record_spectrum(self.history, features, step, runner.iter, folder)
         runner.message_hub.update_scalar("analysis/effective_rank", rank)
         runner.visualizer.add_scalars({"analysis/effective_rank": rank}, step=step)
         runner.logger.info(f"{self.due.unit} {step}: effective rank {rank:.3f}")
-        folder = Path(runner.log_dir, "vis_data")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "singular_spectrum.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        figure = plot_spectra(
-            [each["step"] for each in self.history],
-            [each["effective_rank"] for each in self.history],
-            [each["singular_spectrum"] for each in self.history],
-            self.due.unit,
-        )
+        figure = plot_history(self.history, self.due.unit)
         runner.visualizer.add_image("singular_spectrum", figure_to_image(figure), step=step)
         del figure
         gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long

@@ -14,6 +14,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._check import check_bool
 from ..mixmask import Criterion, EraseMask, Mixer, MixMask, UnMix, combine, mix_views, mixture
 
 for _mixer in (MixMask, EraseMask, UnMix):
@@ -42,9 +43,7 @@ class _MixedQueries:
     ) -> None:
         super().__init__(*args, **kwargs)
         self.mixers = combine(_build("mixmask", mixmask, MixMask), _build("unmix", unmix, UnMix))
-        if not isinstance(concat_views, bool):
-            raise TypeError(f"concat_views must be a bool, got {concat_views!r}")
-        self.concat_views = concat_views
+        self.concat_views = check_bool("concat_views", concat_views)
 
     def loss(
         self, inputs: list[Tensor], data_samples: list[DataSample], **kwargs: Any
