@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from mim_plugins.photos import write_photo_folder
 
 from .two_processes import TwoProcesses
+
+torch.set_num_threads(1)  # with more, stock MixMIM differs from run to run
 
 
 @pytest.fixture(scope="session")

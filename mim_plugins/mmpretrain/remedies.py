@@ -8,13 +8,13 @@ and can be switched off by name: ``MIM_PLUGINS_NO_REMEDIES=adjust_hue,amp_on_cpu
 from __future__ import annotations
 
 import inspect
-import io
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import mmcv
@@ -24,6 +24,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_from_local
 
 SWITCH = "MIM_PLUGINS_NO_REMEDIES"
 
@@ -76,13 +77,13 @@ def _mend_collate() -> None:
 
 
 def _safe_load_refuses_history() -> bool:
-    buffer = io.BytesIO()
-    torch.save(HistoryBuffer([1.0], [1]), buffer)
-    buffer.seek(0)
-    try:
-        torch.load(buffer)
-    except Exception:
-        return True
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "history.pth")
+        torch.save(HistoryBuffer([1.0], [1]), path)
+        try:
+            load_from_local(path, "cpu")
+        except Exception:
+            return True
     return False
 
 
@@ -195,7 +196,7 @@ REMEDIES = (
     ),
     Remedy(
         "safe_load",
-        "torch.load refuses mmengine's checkpoints (--resume, tools/test.py, Pretrained)",
+        "mmengine cannot load its own checkpoints (--resume, tools/test.py, Pretrained)",
         _safe_load_refuses_history,
         _mend_safe_load,
     ),

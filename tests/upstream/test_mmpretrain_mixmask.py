@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_from_local
 from mmpretrain.registry import MODELS
 
 import mim_plugins.mmpretrain  # noqa: F401  (checkpoints load)
@@ -63,7 +64,7 @@ def test_a_stock_config_becomes_mixmask(name: str, photo_folder: Path, tmp_path:
         path.write_text(config(name, photo_folder, lines))
         run_tool("train", path, "--work-dir", tmp_path / run)
         logs[run] = read_log(tmp_path / run)
-        weights[run] = torch.load(tmp_path / run / "epoch_1.pth")["state_dict"]
+        weights[run] = load_from_local(tmp_path / run / "epoch_1.pth", "cpu")["state_dict"]
     assert logged(logs["off"], "loss") == logged(logs["stock"], "loss")
     assert len(logged(logs["on"], "loss")) == 2
     for total, original, mixed in zip(
@@ -96,7 +97,8 @@ def test_resume_and_linear_probe(photo_folder: Path, tmp_path: Path) -> None:
     assert "resumed epoch: 1" in log
     assert len(logged(log, "loss_unmix")) == len(logged(log, "loss_mixmask")) == 4
     checkpoint = tmp_path / "run/epoch_2.pth"
-    assert torch.load(checkpoint)["state_dict"]["queue_ptr"].item() == 0  # 4 steps of 8 in 32
+    weights = load_from_local(checkpoint, "cpu")["state_dict"]
+    assert weights["queue_ptr"].item() == 0  # 4 steps of 8 in 32
 
     loader = """dict(
         batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(
@@ -119,8 +121,8 @@ def test_resume_and_linear_probe(photo_folder: Path, tmp_path: Path) -> None:
     )
     run_tool("train", probe, "--work-dir", tmp_path / "probe")
     assert re.search(r"Epoch\(val\).*accuracy/top1: [\d.]+", read_log(tmp_path / "probe"))
-    pretrained = torch.load(checkpoint)["state_dict"]
-    probed = torch.load(tmp_path / "probe/epoch_1.pth")["state_dict"]
+    pretrained = load_from_local(checkpoint, "cpu")["state_dict"]
+    probed = load_from_local(tmp_path / "probe/epoch_1.pth", "cpu")["state_dict"]
     backbone = [key for key in probed if key.startswith("backbone.")]
     assert len(backbone) > 60
     assert all(torch.equal(probed[key], pretrained[key]) for key in backbone)
