@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 
 
+@cache
 def check_versions(*modules: ModuleType, extra: str = "") -> None:
     """Compare the versions of imported packages with the lower bounds in ``setup.cfg``.
 
     Args:
-        modules: The packages, under the names of their distributions; one that this package
-            does not ask for, or without a version, is passed over.
+        modules: The packages, under the names of their distributions but for ``-`` and ``_``;
+            one that this package does not ask for, or without a version, is passed over.
         extra: What to install if one is too old.
 
     Raises:
@@ -26,9 +28,9 @@ def check_versions(*modules: ModuleType, extra: str = "") -> None:
     except PackageNotFoundError:  # the source tree, not installed
         return
     for module in modules:
-        name = module.__name__
+        name = module.__name__.replace("_", "-")
         version, bound = getattr(module, "__version__", ""), bounds.get(name, "")
-        if version and _numbers(version) < _numbers(bound):
+        if version and bound and _numbers(version) < _numbers(bound):
             package = f"mim_plugins[{extra}]" if extra else "mim_plugins"
             raise ImportError(
                 f"mim_plugins needs {name}>={bound}, found {version}: "
@@ -37,4 +39,5 @@ def check_versions(*modules: ModuleType, extra: str = "") -> None:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
+    numbers = [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
+    return numbers + [0] * (3 - len(numbers))  # 2.7 is 2.7.0

@@ -8,20 +8,26 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("module", "package", "extra"),
+    ("code", "package", "extra"),
     [
-        ("mim_plugins.masking", "torch", ""),
-        ("mim_plugins.lightly", "timm", r"\[lightly\]"),
-        ("mim_plugins.mmpretrain", "mmpretrain", r"\[mmpretrain\]"),
+        ("import mim_plugins.masking", "torch", ""),
+        ("import mim_plugins.lightly", "timm", r"\[lightly\]"),
+        ("import mim_plugins.lightly", "pytorch_lightning", r"\[lightly\]"),
+        ("import mim_plugins.mmpretrain", "mmpretrain", r"\[mmpretrain\]"),
+        (
+            "from mim_plugins.analysis import LatentHierarchy; LatentHierarchy.quadtree((2, 2))",
+            "networkx",
+            r"\[analysis\]",
+        ),
     ],
 )
-def test_one_sentence_at_import(module: str, package: str, extra: str) -> None:
+def test_one_sentence_at_import(code: str, package: str, extra: str) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed")
-    code = f"import {package}; {package}.__version__ = '0.1.0'; import {module}"
+    code = f"import {package}; {package}.__version__ = '0.1.0'; {code}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = result.stderr.strip().splitlines()[-1]
     expected = (
-        rf"ImportError: mim_plugins needs {package}>=[\d.]+, found 0\.1\.0: "
+        rf"ImportError: mim_plugins needs {package.replace('_', '-')}>=[\d.]+, found 0\.1\.0: "
         rf"pip install --upgrade 'mim_plugins{extra}'"
     )
     assert result.returncode == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._versions import check_versions
+
 SCORES = ("mse", "psnr", "ssim", "fsim")
 SMALLEST_IMAGE = 16  # pixels: SSIM's window is 11 x 11, FSIM's coarsest wavelet 48 long
 
@@ -44,6 +46,7 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
         raise ImportError(
             "reconstruction scores need piq: pip install 'mim_plugins[analysis]'"
         ) from error
+    check_versions(piq, extra="analysis")
     for name, value in (("reconstruction", reconstruction), ("images", images)):
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating, in [0, 1], got {value.dtype}")

@@ -4,14 +4,14 @@ from .._versions import check_versions
 
 try:
     import lightly
-    import pytorch_lightning  # noqa: F401
+    import pytorch_lightning
     import timm
 except ImportError as error:
     raise ImportError(
         f"mim_plugins.lightly needs lightly and timm ({error}): pip install 'mim_plugins[lightly]'"
     ) from error
 else:
-    check_versions(lightly, timm, extra="lightly")
+    check_versions(lightly, timm, pytorch_lightning, extra="lightly")
 
 from ..regularizers import MutualInformationLoss, UniformityLoss
 from .analyzer import HierarchicalMaskingAnalyzer

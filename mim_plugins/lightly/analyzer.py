@@ -70,7 +70,7 @@ class HierarchicalMaskingAnalyzer(_Watch):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to watch."""
-        encoders(pl_module)
+        encoders(pl_module, type(self).__name__)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

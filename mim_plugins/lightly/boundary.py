@@ -64,7 +64,7 @@ class BoundaryCriterion(nn.Module):
         self._step: dict[str, Any] = {}
         if not width_px:
             return
-        found = encoders(model)
+        found = encoders(model, type(self).__name__)
         if len(found) > 1:
             raise TypeError(f"model must have one encoder, got {len(found)}")
         self._prefix = prefix_tokens(found[0])

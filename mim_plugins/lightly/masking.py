@@ -66,7 +66,8 @@ def token_mask(
     if rows * cols * side**2 != length - 1:
         raise ValueError(
             f"size must have one class token and {rows * cols * side**2} patches of "
-            f"{masking.patch_size} pixels, got {size}; is the masking's patch_size the model's?"
+            f"{masking.patch_size} pixels, got {size}; is the masking's patch_size the model's, "
+            "and the image size?"
         )
     # lightly draws one number per token, the class token's too.
     noise = torch.rand(len(images), length, device=images.device)[:, 1:]

@@ -21,10 +21,6 @@ import torch
 from lightly.models.modules.memory_bank import MemoryBankModule
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 from .. import mixmask
 from ..mixmask import (
@@ -68,6 +64,7 @@ class MixMaskLoss(mixmask.MixMaskLoss):
 
 def frozen(criterion: Any) -> Criterion:
     """``criterion`` with its memory bank, or any other buffers, as they are now at every call."""
+    criterion = getattr(criterion, "_orig_mod", criterion)  # of torch.compile, which has no copy
     bank = getattr(criterion, "memory_bank", None)
     if not isinstance(bank, MemoryBankModule) or bank.bank.ndim < 2:
         return mixmask.frozen(criterion)
@@ -143,9 +140,11 @@ class Mixing:
         """
         if not isinstance(batch, (list, tuple)):
             raise TypeError(f"batch must be a list (views, ...), got {type(batch).__name__}")
+        if not torch.is_grad_enabled():  # of a validation step
+            return stock_step(batch, *args, **kw)
         before = frozen(model.criterion)  # every term sees the queue without this step's keys
         versions = _versions(model)
-        with _recording(model.criterion) as record:
+        with _recording(model) as record:
             output = stock_step(batch, *args, **kw)
         loss = output["loss"] if isinstance(output, dict) else output
         if loss is None:  # the step skips this batch
@@ -252,7 +251,7 @@ class _End(Exception):
 
 
 @contextmanager
-def _recording(criterion: nn.Module) -> Iterator[_Record]:
+def _recording(model: LightningModule) -> Iterator[_Record]:
     """Note the calls of the criterion and of the modules of the key branch.
 
     A module is of the key branch if it is called without gradients or all its parameters are
@@ -279,16 +278,27 @@ def _recording(criterion: nn.Module) -> Iterator[_Record]:
         tensors, keywords = _arguments(args, kwargs)
         record.calls.append(_Call(tensors, keywords, check_scalar(loss)))
 
-    hooks = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave),
-        criterion.register_forward_hook(compared, with_kwargs=True),
-    ]
+    hooks = [model.criterion.register_forward_hook(compared, with_kwargs=True)]
+    for module in _callable_modules(model):
+        hooks.append(module.register_forward_pre_hook(enter))
+        hooks.append(module.register_forward_hook(leave))
     try:
         yield record
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _callable_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """``model`` and its modules, but for those within a compiled one, which runs as a whole."""
+    yield model
+    if not _is_compiled(model):
+        for child in model.children():
+            yield from _callable_modules(child)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def _is_key(module: nn.Module) -> bool:
@@ -306,6 +316,12 @@ def _arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor
     if len(values) != 2 or not all(isinstance(value, Tensor) for value in values):
         raise TypeError(
             f"criterion must be called with two tensors, got {[type(v).__name__ for v in values]}"
+        )
+    shapes = [tuple(value.shape) for value in values]
+    if any(len(shape) != 2 for shape in shapes):
+        raise TypeError(
+            f"criterion must be called with projections (B, D), got tensors of {shapes}: mixing "
+            "and unmix are for siamese modules"
         )
     return values, tuple(kwargs)
 

@@ -76,8 +76,7 @@ class Regularization:
         num_masks: int,
     ) -> Any:
         """The stock step's output with all terms in its loss; each is logged."""
-        terms = [name for name in self.names if model.regularizers[name].weight]
-        if not terms:
+        if not any(term.weight for term in model.regularizers.values()):
             return output
         if len(record) != 1:
             raise RuntimeError(
@@ -95,35 +94,27 @@ class Regularization:
         return output + total
 
     def add_parameters(self, model: LightningModule, configured: Any) -> None:
-        """Let the stock module's first optimizer train the regularizers' weights too."""
+        """Let the stock module's first optimizer train the regularizers' weights too.
+
+        In its first group of parameters, with that one's learning rate and weight decay.
+        """
         parameters = list(model.regularizers.parameters())
-        optimizer = _first(configured, torch.optim.Optimizer)
+        optimizer = _first_optimizer(configured)
         if not parameters or optimizer is None:
             return
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if all(id(p) in known for p in parameters):
             return  # the module handed over all its parameters
-        first = optimizer.param_groups[0]
-        lr = first.get("initial_lr", first["lr"])
-        optimizer.add_param_group(
-            {"params": parameters, "weight_decay": 0.0, "lr": first["lr"], "initial_lr": lr}
-        )
-        scheduler = _first(configured, torch.optim.lr_scheduler.LRScheduler)
-        if scheduler is not None:  # it counts the groups
-            scheduler.base_lrs.append(lr)
-            if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-                scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
+        # Not a group of their own: schedulers have counted the groups.
+        optimizer.param_groups[0]["params"].extend(parameters)
 
 
-def _first(configured: Any, kind: type) -> Any:
-    """The first object of type ``kind`` in what ``configure_optimizers`` returned."""
-    if isinstance(configured, kind):
+def _first_optimizer(configured: Any) -> torch.optim.Optimizer | None:
+    """The first one in what ``configure_optimizers`` returned."""
+    if isinstance(configured, torch.optim.Optimizer):
         return configured
     if isinstance(configured, dict):
-        configured = list(configured.values())
-    if isinstance(configured, (list, tuple)):
-        for part in configured:
-            found = _first(part, kind)
-            if found is not None:
-                return found
+        return _first_optimizer(configured.get("optimizer"))
+    if isinstance(configured, (list, tuple)) and configured:
+        return _first_optimizer(configured[0])
     return None

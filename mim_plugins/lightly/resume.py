@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 from typing import Any
 
+import numpy as np
 import torch
 from lightly.models.modules.memory_bank import MemoryBankModule
-from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 
+from .._check import check_int
 from .._seed import check_loader, epoch_seed
 
 
@@ -18,7 +23,9 @@ class EpochSeed(Callback):
     Lightning saves no random states: a resumed run draws other masks and augmentations than
     the uninterrupted one. With this callback they depend on the seed, the epoch and the rank
     alone, so that nothing needs to be saved. Resume from a checkpoint of the end of an
-    epoch, as ``ModelCheckpoint`` writes them by default.
+    epoch, as ``ModelCheckpoint`` writes them by default. From within one
+    (``every_n_train_steps``, ``val_check_interval``) nobody can restore which batches were
+    seen: the run goes on, seeded, with a warning that it is not the same.
 
     Python, numpy and torch are seeded before the epoch's data-loader iterator is made. The
     one of the first epoch Lightning makes earlier, before any callback knows the epoch to be
@@ -29,9 +36,9 @@ class EpochSeed(Callback):
 
     Raises:
         TypeError: If ``seed`` is no int.
-        ValueError: If ``seed`` is negative; when training starts, if there is no seed, or a
-            data loader has ``persistent_workers=True``, whose random states nobody can
-            restore.
+        ValueError: If ``seed`` is negative; when training starts, if there is no seed, epochs
+            have no end, or a data loader has ``persistent_workers=True``, whose random states
+            nobody can restore.
 
     Example:
         >>> Trainer(callbacks=[EpochSeed(0)]).fit(
@@ -40,13 +47,10 @@ class EpochSeed(Callback):
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed must be an int or None, got {seed!r}")
-        if seed is not None and seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        self.seed = seed
+        self.seed = None if seed is None else check_int("seed", seed, 0)
         self._base = 0
-        self._has_iterator = False
+        self._has_started = False  # an epoch, since training started
+        self._first: int | None = None  # the epoch whose iterator Lightning made before its start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check seed and data loaders."""
@@ -56,24 +60,44 @@ class EpochSeed(Callback):
                 "EpochSeed needs a seed: EpochSeed(0), or seed_everything(0) before, got None"
             )
         self._base = int(found)
+        if math.isinf(trainer.num_training_batches):
+            raise ValueError(
+                "EpochSeed needs epochs that end, got a data loader without length: set "
+                "limit_train_batches"
+            )
         for loader in trainer.fit_loop._data_fetcher.combined_loader.flattened:
             check_loader(loader)
         # Lightning makes later iterators after on_train_epoch_start, but keeps this one.
-        self._has_iterator = trainer.current_epoch == 0 or trainer.ckpt_path is not None
+        self._first = trainer.current_epoch
+        self._has_started = False
+        self._seed(trainer, trainer.global_step)  # for the rest of an epoch, if there is one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed this process; its workers get theirs from it."""
-        # What a run was started with stays on record for the processes that it starts.
-        names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
-        known = {name: os.environ[name] for name in names if name in os.environ}
-        seed = epoch_seed(self._base, trainer.current_epoch, trainer.global_rank)
-        seed_everything(seed, verbose=False)
-        for name in names:
-            del os.environ[name]
-        os.environ.update(known)
-        if self._has_iterator:
-            self._has_iterator = False
+        self._has_started = True
+        self._seed(trainer, trainer.current_epoch)
+        if trainer.current_epoch == self._first:
             iter(trainer.fit_loop._data_fetcher)
+        self._first = None
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Warn if Lightning goes on without the start of an epoch."""
+        if not self._has_started:
+            rank_zero_warn(
+                "EpochSeed: the checkpoint is from within an epoch; training goes on with other "
+                "random numbers than the uninterrupted run. Resume from one of the end of an "
+                "epoch, as ModelCheckpoint() writes them, to get the same weights."
+            )
+        self._has_started = True
+
+    def _seed(self, trainer: Trainer, number: int) -> None:
+        # Not seed_everything: it would put this seed on record for the processes of the run.
+        seed = epoch_seed(self._base, number, trainer.global_rank)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
 
 
 class MemoryBankCheckpoint(Callback):

@@ -82,8 +82,10 @@ def prefix_tokens(encoder: Any) -> int:
     return getattr(encoder.vit, "num_prefix_tokens", 1)
 
 
-def encoders(model: nn.Module) -> list[MaskedVisionTransformer]:
-    """lightly's encoders in ``model``.
+def encoders(
+    model: nn.Module, user: str = "wrap(regularizers=...)"
+) -> list[MaskedVisionTransformer]:
+    """lightly's encoders in ``model``, which ``user`` needs.
 
     Raises:
         TypeError: If there is none.
@@ -92,6 +94,6 @@ def encoders(model: nn.Module) -> list[MaskedVisionTransformer]:
     if not found:
         raise TypeError(
             f"{type(model).__name__} has no MaskedVisionTransformer of lightly whose masks could "
-            "be seen"
+            f"be seen: {user} needs one"
         )
     return found

@@ -8,7 +8,8 @@ regularizers that have some, which lie under ``regularizers.``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -42,7 +43,8 @@ def wrap(
     (MAE, SimMIM) or ``random_block_mask`` (iBOT) gets masks for the images of the current
     training batch instead: ``batch[0]`` is a tensor of images or a list of views, of which
     the first one or two are masked, as lightly's own modules do. A masking that draws several
-    masks per image (``ComplementaryMasking``) gets the batch repeated as often.
+    masks per image (``ComplementaryMasking``) gets the batch repeated as often. Steps of
+    validation and test get masks too, one per image, and nothing is added to their loss.
 
     With ``regularizers``, each term is called on the output of the module's encoder, a
     ``MaskedVisionTransformer`` of lightly, logged as ``loss_<name>`` and added to the loss.
@@ -82,7 +84,10 @@ def wrap(
         >>> Trainer().fit(model, dataloader)  # doctest: +SKIP
     """
     if not isinstance(model, LightningModule):
-        raise TypeError(f"model must be a LightningModule, got {type(model).__name__}")
+        raise TypeError(
+            "model must be a pytorch_lightning.LightningModule, as lightly's are, got "
+            f"{type(model).__module__}.{type(model).__name__}"
+        )
     if hasattr(type(model), "_mim_plugin"):
         raise ValueError(f"model is wrapped already, with {type(model)._mim_plugin}")
     regularizers = check_list("regularizers", regularizers)
@@ -133,6 +138,8 @@ class _Plugin:
         self.regularization = regularization
         self.mixing = mixing
         self.batch: Any = None
+        self.copies = 1  # of each image in it
+        self.has_drawn = False
 
     def __repr__(self) -> str:
         parts = {name: getattr(self, name) for name in ("masking", "regularization", "mixing")}
@@ -141,6 +148,16 @@ class _Plugin:
     @property
     def num_masks(self) -> int:
         return 1 if self.masking is None else self.masking.num_masks
+
+    @contextmanager
+    def seeing(self, batch: Any, copies: int = 1) -> Iterator[None]:
+        """Draw masks for the images of ``batch``, which holds each ``copies`` times."""
+        before = self.batch, self.copies
+        self.batch, self.copies = batch, copies
+        try:
+            yield
+        finally:
+            self.batch, self.copies = before
 
     def random_token_mask(
         self,
@@ -151,8 +168,11 @@ class _Plugin:
     ) -> tuple[Tensor, Tensor]:
         assert self.masking is not None
         images = self._images(size[0])
-        images = images[: len(images) // self.num_masks]
-        return token_mask(images, size, mask_ratio, self.masking, mask_class_token, device)
+        images = images[: len(images) // self.copies]
+        size = (len(images) * self.num_masks, *size[1:])
+        keep, mask = token_mask(images, size, mask_ratio, self.masking, mask_class_token, device)
+        number = len(images) * self.copies
+        return keep[:number], mask[:number]
 
     def random_block_mask(
         self,
@@ -167,7 +187,16 @@ class _Plugin:
 
     def _images(self, number: int) -> Tensor:
         if self.batch is None:
-            raise RuntimeError("masks of a wrapped model are drawn inside training_step only")
+            raise RuntimeError(
+                "masks of a wrapped model are drawn inside its training, validation and test step "
+                "only"
+            )
+        if not isinstance(self.batch, (list, tuple)):
+            raise TypeError(
+                "the batch must be a list, images or a list of views first, to draw masks for it, "
+                f"got {type(self.batch).__name__}"
+            )
+        self.has_drawn |= torch.is_grad_enabled()  # in a training step
         views = self.batch[0]
         if isinstance(views, Tensor):
             views = [views]
@@ -188,7 +217,9 @@ def _repeat(batch: Any, times: int) -> Any:
         if batch and isinstance(batch[0], str):
             return type(batch)(batch) * times
         return type(batch)(_repeat(part, times) for part in batch)
-    raise TypeError(f"several masks per image need a batch of tensors and lists, got {batch!r}")
+    raise TypeError(
+        f"several masks per image need a batch of tensors and lists, got {type(batch).__name__}"
+    )
 
 
 def _attach(model: LightningModule, plugin: _Plugin) -> None:
@@ -212,20 +243,34 @@ def _attach(model: LightningModule, plugin: _Plugin) -> None:
 
     def training_step(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
         stock_step = super(wrapped, self).training_step
+        if not torch.is_grad_enabled():  # of a validation step
+            return stock_step(*args, **kwargs)
         batch = args[0] if args else kwargs.pop("batch")
         if plugin.num_masks > 1:
             batch = _repeat(batch, plugin.num_masks)
-        plugin.batch = batch
-        try:
+        with plugin.seeing(batch, plugin.num_masks):
             if plugin.mixing is not None:
                 return plugin.mixing.step(self, stock_step, batch, *args[1:], **kwargs)
             if plugin.regularization is None:
-                return stock_step(batch, *args[1:], **kwargs)
-            with plugin.regularization.recording(self) as record:
                 output = stock_step(batch, *args[1:], **kwargs)
-            return plugin.regularization.add_terms(self, output, record, plugin.num_masks)
-        finally:
-            plugin.batch = None
+            else:
+                with plugin.regularization.recording(self) as record:
+                    output = stock_step(batch, *args[1:], **kwargs)
+                output = plugin.regularization.add_terms(self, output, record, plugin.num_masks)
+        if plugin.masking is not None and not plugin.has_drawn:
+            raise RuntimeError(
+                f"the training step of {stock.__name__} drew none of its masks by a method that "
+                "wrap() can reach: not in a function outside the class, nor in a method called by "
+                "the name of its class; call mim_plugins.lightly.token_mask there"
+            )
+        return output
+
+    def evaluation_step(name: str) -> Callable:
+        def step(self: LightningModule, *args: Any, **kwargs: Any) -> Any:
+            with plugin.seeing(args[0] if args else kwargs.get("batch")):
+                return getattr(super(wrapped, self), name)(*args, **kwargs)
+
+        return step
 
     def configure_optimizers(self: LightningModule) -> Any:
         configured = super(wrapped, self).configure_optimizers()
@@ -242,6 +287,12 @@ def _attach(model: LightningModule, plugin: _Plugin) -> None:
         (stock,),
         {
             "training_step": training_step,
+            # Lightning evaluates a module that has them.
+            **{
+                name: evaluation_step(name)
+                for name in ("validation_step", "test_step")
+                if getattr(stock, name) is not getattr(LightningModule, name)
+            },
             "configure_optimizers": configure_optimizers,
             "__reduce_ex__": __reduce_ex__,
             "__module__": stock.__module__,

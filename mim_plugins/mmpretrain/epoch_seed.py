@@ -30,6 +30,11 @@ class EpochSeedHook(Hook):
     seeds of the epoch too. Masks then differ between ranks even with
     ``diff_rank_seed=False``, and training differs from a run without the hook.
 
+    Two things of mmengine's stand in the way of an exact continuation, and are warned of: a
+    checkpoint from within an epoch (``by_epoch=False``), whose epoch is done again from its
+    start, and ``accumulative_counts`` that do not divide the iterations of an epoch, since
+    the gradients accumulated at its end are lost.
+
     Raises:
         ValueError: When training starts, if ``randomness.seed`` is not set, the train loop
             counts no epochs, or the data loader has ``persistent_workers=True``, whose
@@ -53,6 +58,20 @@ class EpochSeedHook(Hook):
                 f"{type(runner.train_loop).__name__}"
             )
         check_loader(runner.train_dataloader)
+        length = len(runner.train_dataloader)
+        counts = runner.optim_wrapper._accumulative_counts
+        reasons = {
+            f"the checkpoint of iteration {runner.iter} is from within an epoch": runner.iter
+            % length,
+            f"accumulative_counts={counts} does not divide the {length} iterations of an epoch": (
+                length % counts
+            ),
+        }
+        for reason in filter(reasons.get, reasons):
+            runner.logger.warning(
+                f"EpochSeedHook: {reason}, so a resumed run ends with other weights than one "
+                "that was never interrupted."
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed this process, and the workers it is about to start."""

@@ -21,6 +21,7 @@ from mim_plugins.lightly import MixMaskLoss, wrap
 from mim_plugins.mixmask import EraseMask, Mix, MixMask, UnMix
 from mim_plugins.regularizers import UniformityLoss
 
+from .modules import MAE
 from .siamese import BYOL, MoCo, SimCLR, SimSiam
 
 ALL = [MoCo, BYOL, SimCLR, SimSiam]
@@ -401,9 +402,47 @@ def test_rejects_batches() -> None:
         model.training_step([[views()[0], views()[1][..., :8]], None], 0)
     with pytest.raises(TypeError, match=r"batch must be a list \(views, ...\), got dict"):
         model.training_step({"views": views()}, 0)
+    model = wrap(MAE(), mixing=MixMask())
+    with pytest.raises(TypeError, match=r"projections \(B, D\), got tensors of \[\(6, 48, 48\)"):
+        model.training_step([[torch.rand(6, 3, 32, 32)] * 2, None], 0)
     model = wrap(SimCLR().double().eval(), mixing=MixMask())
     with pytest.raises(ValueError, match="a batch of 1: nothing to mix with"):
         model.training_step([views(1), None], 0)
+
+
+@every_model
+def test_without_gradients_it_is_the_stock_step(make: Callable) -> None:
+    """As in a validation step that calls the training step."""
+    stock, model = make_twice(make)
+    wrap(model, mixing=MixMask(), unmix=UnMix())
+    losses = []
+    for each in (stock, model):
+        torch.manual_seed(0)  # MoCo shuffles
+        with torch.no_grad():
+            output = each.training_step([views(), None], 0)
+        losses.append(output["loss"] if isinstance(output, dict) else output)
+    assert torch.equal(*losses)
+    assert [name for name, _ in model.logged] == [name for name, _ in stock.logged]
+
+
+@pytest.mark.parametrize("make", [MoCo, SimSiam])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_parts(make: Callable, in_place: bool) -> None:
+    """Backbone and criterion compiled by the user: the same losses as without."""
+    plain, compiled = make_twice(make)
+    for name in ("backbone", "criterion"):
+        part = getattr(compiled, name)
+        if in_place:
+            part.compile(backend="eager")
+        else:
+            setattr(compiled, name, torch.compile(part, backend="eager"))
+    losses = []
+    for model in (plain, compiled):
+        wrap(model, mixing=MixMask(), unmix=UnMix())
+        torch.manual_seed(0)
+        losses.append(torch.stack([model.training_step([views(), None], 0) for _ in range(3)]))
+    torch.testing.assert_close(*losses)
+    torch._dynamo.reset()
 
 
 class Odd(SimSiam):
@@ -458,5 +497,8 @@ def test_rejects_steps_it_cannot_repeat(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="updates teacher, .* would be updated twice"):
         attempt(own_momentum, monkeypatch)
     assert attempt(lambda self, x0, x1: None, monkeypatch) is None  # a batch skipped
-    with torch.no_grad(), pytest.raises(RuntimeError, match="a wrapped Odd needs gradients"):
-        attempt(lambda self, x0, x1: self.criterion(self(x0)[0], self(x1)[1]), monkeypatch)
+    with pytest.raises(RuntimeError, match="a wrapped Odd needs gradients"):
+        attempt(
+            lambda self, x0, x1: self.criterion(self(x0)[0].detach(), self(x1)[1].detach()),
+            monkeypatch,
+        )

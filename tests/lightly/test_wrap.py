@@ -16,7 +16,8 @@ import torch
 from lightly.models import utils
 
 from mim_plugins.lightly import wrap
-from mim_plugins.masking import DPPMasking, GridMasking
+from mim_plugins.masking import ComplementaryMasking, DPPMasking, GridMasking
+from mim_plugins.regularizers import UniformityLoss
 
 from .modules import MAE, BlockMasked, Unmasked
 
@@ -88,6 +89,55 @@ def test_overridden_methods_run_too() -> None:
     model.training_step(next(iter(loader())), 0)
     assert len(model.label) == 4
     assert (model.seen[0] == model.seen[0][:1]).all()
+
+
+class Elsewhere(MAE):
+    """Its masks are drawn where ``wrap`` does not get."""
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        return MAE.training_step(self, batch, batch_idx)
+
+
+def test_masks_out_of_reach_are_no_secret(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="training step of Elsewhere drew none of its masks"):
+        fit(wrap(Elsewhere(), masking=DPPMasking(patch_size=4)), tmp_path)
+
+
+class Validated(MAE):
+    """The same loss for training and validation, in a method of its own."""
+
+    def loss(self, batch: tuple) -> torch.Tensor:
+        return super().training_step(batch, 0)
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+
+class TrainingStepValidated(MAE):
+    """Validates by its training step."""
+
+    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+@pytest.mark.parametrize("make", [Validated, TrainingStepValidated])
+@pytest.mark.parametrize("regularized", [False, True])
+def test_validation_gets_masks_and_the_stock_loss(
+    make: type[MAE], regularized: bool, tmp_path: Path
+) -> None:
+    """One mask per image, whatever the number in training; no terms."""
+    regularizers = [UniformityLoss(100.0)] if regularized else []
+    masking = ComplementaryMasking(4, patch_size=4)
+    model = wrap(make(), masking=masking, regularizers=regularizers)
+    trainer = fit(model, tmp_path, val_dataloaders=loader(2))
+    assert [len(kept) for kept in model.seen] == [4] * 2 + [16] * 20 + [4] * 2
+    kept = torch.cat(model.seen[-2:])
+    assert len(kept.unique(dim=0)) == len(kept)
+    assert trainer.callback_metrics["val_loss"] < 1
+    assert type(wrap(MAE(), masking=masking)).validation_step is pl.LightningModule.validation_step
 
 
 def test_two_models_do_not_share_their_masks() -> None:
@@ -176,7 +226,9 @@ def test_rejects() -> None:
         wrap(Unmasked(), masking=DPPMasking())
     with pytest.raises(ValueError, match="needs masking, regularizers, mixing or unmix, got None"):
         wrap(make())
-    with pytest.raises(TypeError, match="model must be a LightningModule, got Linear"):
+    with pytest.raises(
+        TypeError, match="must be a pytorch_lightning.LightningModule, .* got torch.*Linear"
+    ):
         wrap(torch.nn.Linear(1, 1), masking=DPPMasking())
     with pytest.raises(TypeError, match="masking must be a mim_plugins.masking.Masking, got 0.5"):
         wrap(make(), masking=0.5)
@@ -187,3 +239,6 @@ def test_rejects() -> None:
     model._mim_plugin.batch = ([torch.rand(4, 3, 32, 32)],)
     with pytest.raises(ValueError, match="masks for 5 images were asked for"):
         model._mim_plugin.random_token_mask((5, 65), 0.75)
+    model._mim_plugin.batch = {"images": torch.rand(4, 3, 32, 32)}
+    with pytest.raises(TypeError, match="batch must be a list, images .* first, .* got dict"):
+        model._mim_plugin.random_token_mask((4, 65), 0.75)

@@ -122,7 +122,7 @@ def train_lightly(
         callbacks=[*callbacks, save], enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     loader = DataLoader(Augmented(setup.dataset), BATCH, shuffle=True, num_workers=case.workers)
-    checkpoint = {"ckpt_path": folder / "epoch.ckpt", "weights_only": False} if resume else {}
+    checkpoint = {"ckpt_path": folder / "epoch.ckpt"} if resume else {}
     trainer.fit(setup.model, loader, **checkpoint)
     state = dict([*setup.model.state_dict().items(), *setup.model.named_buffers()])
     for name, module in setup.model.named_modules():

@@ -11,6 +11,7 @@ at their defaults; then several arguments at once, drawn by hypothesis. Allowed 
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,12 +43,17 @@ def names(error: Exception, arguments: dict[str, Any]) -> bool:
     message = str(error)
     if isinstance(error, TypeError) and "argument" in message:  # Python's own
         keys = [key for value in arguments.values() if isinstance(value, dict) for key in value]
-        return any(name in message for name in [*arguments, *keys])
+        return any(has(message, name) for name in [*arguments, *keys])
     return any(
-        (name in message or ALIASES.get(name, name) in message)
-        and any(shown in message for shown in forms(value))
+        (has(message, name) or has(message, ALIASES.get(name, name)))
+        and any(has(message, shown) for shown in forms(value))
         for name, value in arguments.items()
     )
+
+
+def has(message: str, part: str) -> bool:
+    """Whether ``part`` stands in ``message`` by itself: 1 is not in 0.1, mask not in masks."""
+    return bool(re.search(rf"(?<![\w.]){re.escape(part)}(?![\w])", message))
 
 
 def forms(value: Any) -> set[str]:

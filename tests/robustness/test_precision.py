@@ -178,7 +178,8 @@ def test_compiled_it_trains_the_same_without_a_storm_of_graph_breaks(case: Case)
         assert run.losses == plain.losses
         for key, value in plain.weights.items():
             assert torch.equal(run.weights[key], value), key
-    assert breaks[case.on] <= breaks[case.stock] + GRAPH_BREAKS[str(case)]
+    older = 0 if torch.__version__ >= "2.15" else 2  # 2.7 cuts the graph of dpp_token_mask
+    assert breaks[case.on] <= breaks[case.stock] + GRAPH_BREAKS[str(case)] + older
 
 
 def compiled(case: Case, builder: Builder) -> tuple[Run, int]:
