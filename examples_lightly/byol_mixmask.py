@@ -3,7 +3,7 @@
 # The module is a BYOL in the shape of lightly's own example. Both views are mixed for the
 # online network; the target network sees them unmixed and is updated once a step.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/byol_mixmask.py                        # embedded photographs
 #   python examples_lightly/byol_mixmask.py --data path/to/images  # any image folder
 #

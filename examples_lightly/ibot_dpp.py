@@ -3,7 +3,7 @@
 # As in DPPMask (table 8) random or DPP tokens take the place of iBOT's blocks: half of the
 # global views lose 70 +- 5 % of their patches each.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/ibot_dpp.py                        # embedded photographs, CPU size
 #   python examples_lightly/ibot_dpp.py --data path/to/images  # any image folder
 #

@@ -3,7 +3,7 @@
 # The module below is lightly's own MAE example at a size that suits a CPU. Its training step
 # knows nothing of DPPs.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/mae_dpp.py                        # embedded photographs, a minute
 #   python examples_lightly/mae_dpp.py --data path/to/images  # any image folder
 #

@@ -6,7 +6,7 @@
 # training step knows one mask per image and no terms. What the terms learn lies under
 # `regularizers.` in the checkpoint; `--masks 1 --cross-weight 0 --input-weight 0` is the stock MAE.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/mi_mae.py                        # embedded photographs, a minute
 #   python examples_lightly/mi_mae.py --data path/to/images  # any image folder
 #

@@ -3,7 +3,7 @@
 # The module is a MoCo v2 in the shape of lightly's own example. The query view is mixed, the
 # key view never; the queue gets each step's keys once.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/moco_mixmask.py                        # embedded photographs
 #   python examples_lightly/moco_mixmask.py --data path/to/images  # any image folder
 #

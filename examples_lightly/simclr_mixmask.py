@@ -3,7 +3,7 @@
 # The module is a SimCLR in the shape of lightly's own benchmark: both views in one pass. Both
 # are mixed, and each mixed view is compared with the other one unmixed.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/simclr_mixmask.py                        # embedded photographs
 #   python examples_lightly/simclr_mixmask.py --data path/to/images  # any image folder
 #

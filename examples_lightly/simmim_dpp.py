@@ -3,7 +3,7 @@
 # Where lightly's own SimMIM example calls utils.random_token_mask(size=...), this calls
 # dpp_token_mask(images, size=...). Everything else is lightly's.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/simmim_dpp.py                        # embedded photographs
 #   python examples_lightly/simmim_dpp.py --data path/to/images  # any image folder
 from __future__ import annotations

@@ -3,7 +3,7 @@
 # The module is lightly's own example. Both views are mixed on the side of the predictor; the
 # side without gradient sees them unmixed.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/simsiam_mixmask.py                        # embedded photographs
 #   python examples_lightly/simsiam_mixmask.py --data path/to/images  # any image folder
 #

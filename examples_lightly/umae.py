@@ -4,7 +4,7 @@
 # Loss, uniformity term and effective rank of the features are logged; compare `--weight 0`,
 # which is the stock module bit for bit.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/umae.py                        # embedded photographs, a minute
 #   python examples_lightly/umae.py --data path/to/images  # any image folder
 #   python examples_lightly/umae.py --masking dpp          # with DPP masks as well

@@ -4,7 +4,7 @@
 # CPU. The encoder sees mask tokens in place of the hidden patches; `token="mean"` would take
 # the mean of the visible ones instead of the class token.
 #
-#   pip install 'mim_plugins[lightly,analysis]'
+#   pip install '.[lightly,analysis]'  # from a clone
 #   python examples_lightly/usimmim.py                        # embedded photographs
 #   python examples_lightly/usimmim.py --data path/to/images  # any image folder
 from __future__ import annotations

@@ -25,7 +25,12 @@ PACKAGES = (
     ("lightly", "timm", "pytorch-lightning"),
     ("numba", "triton", "matplotlib", "networkx", "piq", "scikit-image", "scikit-learn"),
 )
-CORE = ("mim_plugins.masking", "mim_plugins.regularizers", "mim_plugins.analysis")
+CORE = (
+    "mim_plugins.masking",
+    "mim_plugins.mixmask",
+    "mim_plugins.regularizers",
+    "mim_plugins.analysis",
+)
 
 
 def _version(package: str) -> str | None:
@@ -66,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         return report(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m mim_plugins",
+        usage="%(prog)s [-h] [--configs]\n       %(prog)s report [-h] RUN [RUN ...] --data FOLDER",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

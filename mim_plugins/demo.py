@@ -14,12 +14,14 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections import deque
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ PRETRAIN = "mae-{}_vit-mini-p8_1xb64-coslr-demo.py"
 PROBE = "vit-mini-p8_1xb64-linear-coslr-demo.py"
 RANK_IMAGES = 100  # U-MAE, appendix B.1
 PICTURES = 6
+LINKS = ".links"  # marks a folder of links as ours
 
 
 class Data(NamedTuple):
@@ -60,6 +63,7 @@ def prepare_data(folder: Path | None, out: Path) -> Data:
         out: Where a split is made, as links.
 
     Raises:
+        ImportError: If the packages of the embedded photographs are not installed.
         ValueError: If the folder does not hold labelled images.
     """
     if folder is None:
@@ -81,8 +85,9 @@ def prepare_data(folder: Path | None, out: Path) -> Data:
     if len(classes) < 2 or len(train) < 64 or len(test) < 16:
         raise ValueError(
             f"data must have at least 2 classes, 64 training and 16 test images "
-            f"({', '.join(EXTENSIONS)}) in class folders, got {len(classes)} classes, "
-            f"{len(train)} and {len(test)} images in {folder}"
+            f"({', '.join(EXTENSIONS)}) in class folders, or in train and test (or val) folders "
+            f"of class folders, got {len(classes)} classes, {len(train)} and {len(test)} images "
+            f"in {folder}"
         )
     if _class_folders(root / "test") != classes:
         raise ValueError(f"data must have the same classes in train and test, got {folder}")
@@ -94,7 +99,17 @@ def prepare_data(folder: Path | None, out: Path) -> Data:
 
 
 def _link_splits(source: Path, target: Path, splits: set[str]) -> Path:
-    """Make ``target/{train,test}`` of links into ``source``."""
+    """Make ``target/{train,test}`` of links into ``source``, in place of earlier ones."""
+    if target.exists():
+        if not (target / LINKS).exists():
+            raise ValueError(
+                "out must not hold a folder data that the demo did not mark as its own (remove "
+                f"{target} or choose another out), got {target.parent}"
+            )
+        shutil.rmtree(target)  # links, not what they point to
+    for split in ("train", "test"):
+        (target / split).mkdir(parents=True)
+    (target / LINKS).touch()
     if {"train", "val"} <= splits:
         pairs = [
             (path, "train", path.relative_to(source / "train"))
@@ -107,13 +122,13 @@ def _link_splits(source: Path, target: Path, splits: set[str]) -> Path:
         pairs = [
             (path, "test" if index % 5 == 4 else "train", path.relative_to(source))
             for name in sorted(splits)
+            if not target.is_relative_to(source / name)
             for index, path in enumerate(_images(source / name))
         ]
     for path, split, relative in pairs:
         link = target / split / relative
         link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(path)
+        link.symlink_to(path)
     return target
 
 
@@ -325,6 +340,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--tau", type=float, default=0.5, help="of DPPMasking")
     args = parser.parse_args(argv)
+    needed = ("mmpretrain", "matplotlib", "tqdm")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        parser.error(
+            f"the demo needs {', '.join(missing)}: pip install 'mim_plugins[mmpretrain,analysis]'"
+        )
     try:
         from mim_plugins._check import check_share
 
@@ -334,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         args.out.mkdir(parents=True, exist_ok=True)
         data = prepare_data(args.data, args.out.resolve())
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         parser.error(str(error))
 
     import torch

@@ -33,6 +33,8 @@ from torch.func import functional_call
 from ._check import check_choice, check_int, check_number, check_positive, check_share
 from .masking import BlockMasking, GridMasking, Masking, RandomMasking
 
+__all__ = ["EraseMask", "Mix", "MixMask", "MixMaskLoss", "Mixer", "UnMix", "mix_views"]
+
 MASKS: dict[str, type[Masking]] = {
     "block": BlockMasking,
     "random": RandomMasking,

@@ -6,12 +6,14 @@ a crop is the photograph it comes from; train and test crops come from disjoint 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
+if TYPE_CHECKING:  # numpy and PIL come with the extras
+    import numpy as np
+    from PIL import Image
 
 _SKIMAGE = (
     "astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel",
@@ -31,14 +33,11 @@ def load_photo(name: str) -> np.ndarray:
     """
     if name not in PHOTOS:
         raise ValueError(f"name must be one of {PHOTOS}, got {name!r}")
-    try:
-        import skimage.data
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImportError(
-            "the embedded photographs need scikit-image and scikit-learn: "
-            "pip install 'mim_plugins[analysis]'"
-        ) from error
+    _check_packages()
+    import numpy as np
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
     load: Callable[[], Any]
     if name in _SKIMAGE:
         load = getattr(skimage.data, name)
@@ -53,6 +52,17 @@ def load_photo(name: str) -> np.ndarray:
     return np.ascontiguousarray(photo[:, :, :3])
 
 
+def _check_packages() -> None:
+    try:
+        import skimage.data  # noqa: F401  (requires numpy and PIL)
+        import sklearn.datasets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "the embedded photographs need scikit-image and scikit-learn: "
+            "pip install 'mim_plugins[analysis]'"
+        ) from error
+
+
 def photo_crops(
     name: str, count: int, size: int, train: bool, rng: np.random.Generator
 ) -> list[Image.Image]:
@@ -62,6 +72,8 @@ def photo_crops(
     photograph for training, the rest for testing.
     """
     photo = load_photo(name)
+    from PIL import Image
+
     border = int(photo.shape[1] * TRAIN_SHARE)
     region = photo[:, :border] if train else photo[:, border:]
     height, width = region.shape[:2]
@@ -84,20 +96,33 @@ def write_photo_folder(
 ) -> Path:
     """Write ``root/{train,test}/<photograph>/<i>.png`` and return ``root``.
 
-    Deterministic under ``seed``. A folder already complete is left as it is.
+    Deterministic under ``seed``. A folder already complete is left as it is; one that was
+    completed with other settings is made anew, and ``root/train`` and ``root/test`` removed.
 
     Args:
         root: Folder to fill; created if missing.
         size: Side of the crops in pixels. Default: 64.
         train_per_class, test_per_class: Crops per photograph. Defaults: 128 and 32.
         seed: Seed of the crops' positions. Default: 0.
+
+    Raises:
+        ImportError: If scikit-image and scikit-learn are not installed.
     """
     root = Path(root)
     settings = f"{size} {train_per_class} {test_per_class} {seed}\n"
     done = root / ".complete"
     if done.exists() and done.read_text() == settings:
         return root
-    for split, count in (("train", train_per_class), ("test", test_per_class)):
+    _check_packages()
+    import numpy as np
+
+    splits = {"train": train_per_class, "test": test_per_class}
+    if done.exists():  # without this mark, what is there is not ours to remove
+        done.write_text("")
+        for split in splits:
+            if (root / split).exists():
+                shutil.rmtree(root / split)
+    for split, count in splits.items():
         rng = np.random.default_rng((seed, split == "train"))
         for name in PHOTOS:
             folder = root / split / name

@@ -31,6 +31,7 @@ def test_lists_what_is_there() -> None:
         "TRANSFORMS: DPPMaskGenerator",
         "TASK_UTILS: DPPMasking",
         "dpp_token_mask",
+        "  UnMix  ",
         "safe_load",
     ):
         assert text in result.stdout
@@ -60,21 +61,50 @@ def test_configs_are_found() -> None:
     assert list(Path(result.stdout.strip()).glob("dppmask/mae-dpp_*.py"))
 
 
-def test_importing_the_package_needs_torch_alone() -> None:
-    code = """
+def test_usage_names_the_report() -> None:
+    result = run("-m", "mim_plugins", "--nonsense")
+    assert result.returncode == 2
+    assert "python -m mim_plugins report [-h] RUN [RUN ...] --data FOLDER" in result.stderr
+
+
+CORE_ONLY = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         third_party = {"numpy", "mmengine", "mmcv", "mmpretrain", "lightly", "timm", "numba",
                        "pytorch_lightning", "triton", "sklearn", "skimage", "matplotlib",
-                       "networkx", "piq"}
+                       "networkx", "piq", "PIL", "tqdm"}
         if name.split(".")[0] in third_party:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
+"""
+
+
+def test_importing_the_package_needs_torch_alone() -> None:
+    code = """
 import torch
 import mim_plugins.masking, mim_plugins.regularizers, mim_plugins.analysis
 mask = mim_plugins.masking.DPPMasking(patch_size=4)(torch.rand(2, 3, 32, 32))
 assert mask.ids_keep.shape == (2, 16)
 """
-    result = run("-c", code)
+    result = run("-c", CORE_ONLY + code)
     assert result.returncode == 0, result.stderr
+
+
+def test_photographs_and_demo_name_the_extras_they_need(tmp_path: Path) -> None:
+    code = f"""
+from mim_plugins.photos import load_photo, write_photo_folder
+for call in (lambda: load_photo("coffee"), lambda: write_photo_folder({str(tmp_path)!r})):
+    try:
+        call()
+    except ImportError as error:
+        assert "pip install 'mim_plugins[analysis]'" in str(error), error
+    else:
+        raise AssertionError("no error")
+"""
+    result = run("-c", CORE_ONLY + code)
+    assert result.returncode == 0, result.stderr
+    code = WITHOUT.format(absent=["mmpretrain", "tqdm"])
+    result = run("-c", code.replace('"mim_plugins"', '"mim_plugins.demo"'))
+    assert result.returncode == 2
+    assert "needs mmpretrain, tqdm: pip install 'mim_plugins[mmpretrain,anal" in result.stderr

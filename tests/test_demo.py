@@ -71,13 +71,45 @@ def test_val_serves_as_test(tmp_path: Path) -> None:
     assert (data.train, len(data.test)) == (80, 20)
 
 
+def test_other_data_take_the_place_of_the_first(tmp_path: Path) -> None:
+    first = folder_of_classes(tmp_path / "first", 50)
+    (first / "cat").rename(first / "bird")
+    second = folder_of_classes(tmp_path / "second", 60)
+    prepare_data(first, tmp_path / "out")
+    for _ in range(2):
+        data = prepare_data(second, tmp_path / "out")
+        assert data.classes == ["cat", "dog"]
+        assert (data.train, len(data.test)) == (96, 24)
+    assert len(list(first.rglob("*.png"))) == 100
+
+
+def test_output_inside_the_data_is_no_class(tmp_path: Path) -> None:
+    source = folder_of_classes(tmp_path, 50)
+    for _ in range(2):
+        data = prepare_data(source, tmp_path / "out")
+        assert data.classes == ["cat", "dog"]
+        assert data.train == 80
+
+
+def test_a_data_folder_of_others_is_not_removed(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path / "data", 50)
+    for source in (tmp_path / "data", folder_of_classes(tmp_path / "pets", 50)):
+        with pytest.raises(ValueError, match="out must not hold a folder data that the demo did"):
+            prepare_data(source, tmp_path)
+    assert len(list((tmp_path / "data").rglob("*.png"))) == 100
+
+
 def test_bad_data_fails_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     few = folder_of_classes(tmp_path / "few", 5)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (32, 32)).save(flat / "0.png")
     for arguments, message in (
         (["--data", str(tmp_path / "none")], "data must be an existing folder, got"),
         (["--data", str(few)], "data must have at least 2 classes, 64 training"),
+        (["--data", str(flat)], "of class folders, got 0 classes, 0 and 0 images in"),
         (["--tau", "2"], "tau must be in [0, 1], got 2.0"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
     ):

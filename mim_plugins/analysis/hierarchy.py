@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._versions import check_versions
+
 
 def _networkx() -> Any:
     try:
@@ -22,6 +24,7 @@ def _networkx() -> Any:
         raise ImportError(
             "latent hierarchies need networkx: pip install 'mim_plugins[analysis]'"
         ) from error
+    check_versions(networkx, extra="analysis")
     return networkx
 
 
@@ -320,7 +323,7 @@ def shared_latents(hierarchy: LatentHierarchy, mask: Tensor) -> SharedLatents:
         mask: ``(..., N)`` bool or 0 and 1 of any dtype; True or 1 = masked.
 
     Raises:
-        TypeError: If ``hierarchy`` is no :class:`LatentHierarchy`.
+        TypeError: If ``hierarchy`` is no :class:`LatentHierarchy` or ``mask`` no tensor.
         ValueError: If ``mask`` has another length or values other than 0 and 1.
     """
     mask = check_mask(hierarchy, mask)
@@ -338,6 +341,10 @@ def check_mask(hierarchy: LatentHierarchy, mask: Tensor) -> Tensor:
     """Return ``mask`` as bool ``(..., N)``; errors as in :func:`shared_latents`."""
     if not isinstance(hierarchy, LatentHierarchy):
         raise TypeError(f"hierarchy must be a LatentHierarchy, got {hierarchy!r}")
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"mask must be a torch.Tensor (of a PatchMask its .mask), got {type(mask).__name__}"
+        )
     num = len(hierarchy.observables)
     if mask.ndim == 0 or mask.shape[-1] != num:
         raise ValueError(
@@ -345,7 +352,8 @@ def check_mask(hierarchy: LatentHierarchy, mask: Tensor) -> Tensor:
         )
     masked = mask != 0
     if mask.dtype != torch.bool and not torch.equal(masked.to(mask.dtype), mask):
-        raise ValueError("mask must contain only 0 (visible) and 1 (masked)")
+        other = mask[(mask != 0) & (mask != 1)][0].item()
+        raise ValueError(f"mask must contain only 0 (visible) and 1 (masked), got {other}")
     return masked
 
 

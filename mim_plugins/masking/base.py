@@ -126,9 +126,12 @@ class Masking(ABC):
                 a caller can consume the random stream exactly as a stock pipeline does.
 
         Raises:
+            TypeError: If ``images`` is no tensor.
             ValueError: If the image is not divisible into units, no unit would be kept, or
                 ``noise`` has the wrong shape.
         """
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         batch, _, height, width = images.shape

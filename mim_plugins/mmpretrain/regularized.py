@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from mmpretrain.models.heads import MAEPretrainHead
-from mmpretrain.models.selfsup import MAE, SimMIM
+from mmpretrain.models.selfsup import MAE, MAEHiViT, MAEViT, SimMIM, SimMIMSwinTransformer
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from .._check import check_list, check_weight
 from ..regularizers import UniformityLoss, named_terms, term_losses
+from .simmim_vit import SimMIMViT
 
 
 @MODELS.register_module()
@@ -74,8 +75,17 @@ class RegularizedMAE(_Regularized, MAE):
             ``[dict(type='UniformityHead', weight=0.01)]``. Defaults to none.
 
     Raises:
+        TypeError: If the backbone is one of SimMIM.
         ValueError: If two terms have the same type.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if isinstance(self.backbone, (SimMIMSwinTransformer, SimMIMViT)):
+            raise TypeError(
+                "backbone must be one of MAE, e.g. MAEViT or MaskedMAEViT, got "
+                f"{type(self.backbone).__name__}: use RegularizedSimMIM, USimMIM or MISimMIM"
+            )
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any
@@ -127,12 +137,18 @@ class RegularizedSimMIM(_Regularized, SimMIM):
         regularizers (Sequence[dict]): Configs of the terms, as in :class:`RegularizedMAE`.
 
     Raises:
+        TypeError: If the backbone is one of MAE.
         ValueError: If two terms have the same type, or one takes [CLS] and the backbone has
             none.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.backbone, (MAEViT, MAEHiViT)):
+            raise TypeError(
+                "backbone must be one of SimMIM, SimMIMSwinTransformer or SimMIMViT, got "
+                f"{type(self.backbone).__name__}: use RegularizedMAE, UMAE or MIMAE"
+            )
         if getattr(self.backbone, "cls_token", None) is None:
             for name, term in self.regularizers.items():
                 if term.weight and getattr(term, "token", None) == "cls":

@@ -229,7 +229,11 @@ class MutualInformationLoss(nn.Module):
         Raises:
             ValueError: If what a term needs is missing, or shapes do not fit.
         """
-        if num_masks < 1 or len(tokens) % num_masks or tokens.shape[-1] != self.dim:
+        if tokens.shape[-1] != self.dim:
+            raise ValueError(
+                f"dim is {self.dim}, but the encoder's tokens have width {tokens.shape[-1]}"
+            )
+        if num_masks < 1 or len(tokens) % num_masks:
             raise ValueError(
                 f"tokens must have shape ({num_masks} * B, ..., {self.dim}), got "
                 f"{tuple(tokens.shape)}"

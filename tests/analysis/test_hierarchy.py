@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mim_plugins.analysis import LatentHierarchy, shared_latents
+from mim_plugins.masking import RandomMasking
 
 EDGES = [("a", "b"), ("a", 0), ("b", 1), ("b", 2)]
 
@@ -431,10 +432,12 @@ def test_rejects_masks() -> None:
         shared_latents(hierarchy, torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"got \(\)"):
         shared_latents(hierarchy, torch.tensor(True))
-    with pytest.raises(ValueError, match="mask must contain only 0"):
+    with pytest.raises(ValueError, match="mask must contain only 0 .*got 0.5"):
         shared_latents(hierarchy, torch.tensor([0.0, 0.5, 1.0]))
-    with pytest.raises(ValueError, match="mask must contain only 0"):
+    with pytest.raises(ValueError, match="mask must contain only 0 .*got nan"):
         shared_latents(hierarchy, torch.tensor([0.0, torch.nan, 1.0]))
+    with pytest.raises(TypeError, match=r"of a PatchMask its \.mask\), got PatchMask"):
+        shared_latents(hierarchy, RandomMasking(0.5, 1)(torch.zeros(1, 3, 1, 3)))
     with pytest.raises(TypeError, match="hierarchy must be a LatentHierarchy"):
         shared_latents(nx.DiGraph(EDGES), torch.zeros(3))
     with pytest.raises(ValueError, match=r"marked must have shape \(2,\) or \(5,\), got \(4,\)"):

@@ -124,6 +124,8 @@ def test_rejects_sizes(make: type[Masking]) -> None:
         make(mask_ratio=0.9)(images(32, 32))
     with pytest.raises(ValueError, match=r"images must have shape \(B, C, H, W\)"):
         make()(images()[0])
+    with pytest.raises(TypeError, match=r"images must be a torch\.Tensor, got ndarray"):
+        make()(images().float().numpy())
     with pytest.raises(ValueError, match=r"noise must have shape \(3, 4\), got \(3, 5\)"):
         make()(images(), noise=torch.rand(3, 5))
 

@@ -234,3 +234,13 @@ def test_simmim_rejects_a_class_token_that_is_not_there() -> None:
     build_simmim({"type": "USimMIM", "uniformity_weight": 0.0}, vit=False)  # nothing asks for it
     with pytest.raises(TypeError, match="takes no out_type, got 'featmap'"):
         SimMIMViT(arch=ARCH, out_type="featmap")
+
+
+def test_each_algorithm_wants_backbones_of_its_kind() -> None:
+    swin = "must be one of MAE, .*got SimMIMSwinTransformer: use RegularizedSimMIM, USimMIM"
+    with pytest.raises(TypeError, match=swin):
+        build_simmim({"type": "RegularizedMAE"}, vit=False)
+    with pytest.raises(TypeError, match="got SimMIMViT: use RegularizedSimMIM, USimMIM"):
+        build_simmim({"type": "UMAE"}, vit=True)
+    with pytest.raises(TypeError, match="must be one of SimMIM, .*got MAEViT: use RegularizedMAE"):
+        build("MAEViT", {"type": "USimMIM"})

@@ -300,7 +300,7 @@ def test_bad_input() -> None:
     module, inputs = loss_fn(**ALL), batch()
     with pytest.raises(ValueError, match=r"tokens must have shape \(5 \* B, ..., 12\), got"):
         module(**{**inputs, "num_masks": 5})
-    with pytest.raises(ValueError, match=r"tokens must have shape"):
+    with pytest.raises(ValueError, match="dim is 12, but the encoder's tokens have width 13"):
         module(**{**inputs, "tokens": torch.zeros(M * B, 5, D + 1)})
     with pytest.raises(ValueError, match="cross_weight needs at least 2 masks per image"):
         module(**{**inputs, "num_masks": 1})
