@@ -227,7 +227,7 @@ def picture(photos: Path, out: Path, epochs: int) -> None:
         axes["b"].legend()
         axes["c"].imshow(Image.open(images / f"masks_{epochs}.png"))
         axes["c"].axis("off")
-        axes["c"].set_title(f"masks, epoch {epochs}")
+        axes["c"].set_title(f"image, masked, filled in, whole output (epoch {epochs})", size=10)
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet.savefig(out, dpi=90)
 

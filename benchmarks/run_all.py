@@ -31,7 +31,7 @@ COMMANDS: dict[str, list[str]] = {
     "umae": ["umae.py"],
     "mixmask": ["mixmask.py"],
     "mi_mae": ["mi_mae.py", "--batch", "2", "--repeats", "3"],
-    "instruments": ["instruments.py"],
+    "instruments": ["instruments.py", "--repeats", "3"],
     "soak": ["soak.py"],
 }
 PACKAGES = ("torch", "torchvision", "mmpretrain", "mmengine", "lightly", "timm", "numpy", "numba")
@@ -62,7 +62,7 @@ def run(name: str) -> dict:
             lines.append(line)
     return {
         "command": "python benchmarks/" + " ".join(COMMANDS[name]),
-        "output": "".join(lines),
+        "output": tables("".join(lines)),
         "code": process.returncode,
         "seconds": round(time.monotonic() - start),
         "date": date.today().isoformat(),
@@ -79,18 +79,22 @@ def section(name: str, result: dict) -> str:
     return (
         f"## {name}\n\n{first}\n\n`{result['command']}`, {result['date']}, "
         f"{result['seconds']} s.{note}\n{result['machine']}; {result['versions']}.\n\n"
-        f"{tables(result['output'])}\n"
+        f"{result['output']}\n"
     )
 
 
 def tables(output: str) -> str:
-    """The Markdown tables of an output, which may have logs between them; else all of it."""
+    """The Markdown tables of an output, each with the line above it, without logs; else all."""
     blocks: list[str] = []
-    inside = False
+    before, inside = "", False
     for line in output.splitlines():
         if line.startswith("|"):
-            blocks += [line] if inside or not blocks else ["", line]
+            if not inside:
+                title = [] if not before or "mmengine" in before else [before, ""]
+                blocks += ["", *title] if blocks else title
+            blocks.append(line)
         inside = line.startswith("|")
+        before = "" if inside else line.strip() or before
     return "\n".join(blocks) or f"```text\n{output.strip()}\n```"
 
 

@@ -115,13 +115,16 @@ STOCK_HIVIT = hivit("MAEHiViT")
 # -- SimMIM --------------------------------------------------------------------------------
 
 
-def simmim(algorithm: dict, transform: str = "SimMIMMaskGenerator", **arguments: Any) -> Builder:
+def simmim(
+    algorithm: dict, transform: str = "SimMIMMaskGenerator", vit: bool = False, **arguments: Any
+) -> Builder:
     """With masks of the data pipeline, of units of 16 pixels in a grid of 4 x 4."""
 
     def build() -> Setup:
         init_default_scope("mmpretrain")
         generator = TRANSFORMS.build(
-            {"type": transform, "input_size": 64, "mask_patch_size": 16, "model_patch_size": 4}
+            {"type": transform, "input_size": 64, "mask_patch_size": 16}
+            | {"model_patch_size": 8 if vit else 4}
             | arguments
         )
 
@@ -129,7 +132,7 @@ def simmim(algorithm: dict, transform: str = "SimMIMMaskGenerator", **arguments:
             pixels = (image * 255).byte().permute(1, 2, 0).numpy()
             return generator({"img": pixels})["mask"]
 
-        return Setup(build_simmim(algorithm, vit=False), Images(64, mask=mask))
+        return Setup(build_simmim(algorithm, vit), Images(64, mask=mask))
 
     return build
 
@@ -288,6 +291,16 @@ CASES = [
         simmim({"type": "SimMIM"}, "DPPMaskGenerator", tau=1.0),
         STOCK_SIMMIM,
         swin,
+        calls={"DPPMaskGenerator": BATCH},
+        in_workers=True,
+    ),
+    Case(
+        "simmim vit dpp",
+        "mmpretrain",
+        simmim({"type": "SimMIM"}, "DPPMaskGenerator", vit=True, tau=0.5),
+        simmim({"type": "SimMIM"}, "DPPMaskGenerator", vit=True, tau=1.0),
+        simmim({"type": "SimMIM"}, vit=True),  # SimMIMViT is ours: upstream has none
+        vit,
         calls={"DPPMaskGenerator": BATCH},
         in_workers=True,
     ),
