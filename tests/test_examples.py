@@ -15,10 +15,14 @@ EXAMPLES = Path(__file__).parents[1] / "examples_lightly"
 @pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example_runs(script: str, photo_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in sorted(path.name for path in (photo_folder / "train").iterdir())[:4]:
+        (data / name).symlink_to(photo_folder / "train" / name)
     result = subprocess.run(
         [
-            *(sys.executable, EXAMPLES / script, "--data", photo_folder / "train"),
-            *("--epochs", "1", "--batch-size", "24"),
+            *(sys.executable, EXAMPLES / script, "--data", data),
+            *("--epochs", "1", "--batch-size", "16"),
         ],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

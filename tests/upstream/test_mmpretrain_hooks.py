@@ -42,13 +42,6 @@ PIPELINES = {
         (TWO_VIEWS,),
         64,
     ),
-    "byol": (
-        "byol/byol_resnet50_16xb256-coslr-200e_in1k.py",
-        "model = dict(backbone=dict(depth=18, norm_cfg=dict(type='BN')), "
-        "neck=dict(in_channels=512, hid_channels=64, with_avg_pool=True))\n",
-        (TWO_VIEWS,),
-        64,
-    ),
 }
 
 HOOKS = """
