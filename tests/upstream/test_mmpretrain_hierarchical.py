@@ -211,6 +211,7 @@ def test_cifar_sweep_trains_scores_and_probes(photo_folder: Path, tmp_path: Path
         few = (
             "train_cfg.max_epochs=1", "train_dataloader.batch_size=40",
             "train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False",
+            "train_dataloader.dataset.indices=40",
         )  # fmt: skip
         run_tool("train", base, "--work-dir", work_dir, "--cfg-options", *few,
                  CIFAR_DATA=str(photo_folder))  # fmt: skip
@@ -223,7 +224,7 @@ def test_cifar_sweep_trains_scores_and_probes(photo_folder: Path, tmp_path: Path
         output = run_tool(
             "test", base, work_dir / "epoch_1.pth", "--work-dir", tmp_path / "t", "--cfg-options",
             "test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False",
-            CIFAR_DATA=str(photo_folder),
+            "test_dataloader.dataset.indices=20", CIFAR_DATA=str(photo_folder),
         )  # fmt: skip
         assert "reconstruction/ssim" in output
         probe = FOLDER / "cifar" / "vit-mini-p4_1xb256-linear-coslr-20e_cifar-32px.py"
