@@ -14,7 +14,7 @@ DEMO_ARGS := --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs
 # One thread unless OMP_NUM_THREADS says otherwise: the models are tiny, more only get in each
 # other's way on a busy machine.
 demo: $(VENV)/.installed-all
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m mim_plugins.demo $(DEMO_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m mim_plugins.apps.demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

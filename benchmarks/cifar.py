@@ -34,7 +34,7 @@ from mmpretrain.models import ResNet_CIFAR, VisionTransformer
 from mmpretrain.registry import MODELS
 
 from mim_plugins._configs import config_folder, mmpretrain_tool
-from mim_plugins.demo import EXTENSIONS, _images, load_images
+from mim_plugins.apps.demo import EXTENSIONS, _images, load_images
 
 MAE = "demo/mae-random_vit-mini-p8_1xb64-coslr-demo.py"
 MOCO = "mixmask/moco-mixmask_resnet18_1xb512-coslr-1000e_cifar100.py"

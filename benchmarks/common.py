@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mim_plugins.photos import PHOTOS, photo_crops
+from mim_plugins.apps.photos import PHOTOS, photo_crops
 
 
 def photo_batch(batch: int, size: int = 224) -> torch.Tensor:

@@ -131,7 +131,7 @@ def data_pipeline(repeats: int, clock: Callable[[], float]) -> None:
         return
     from PIL import Image
 
-    from mim_plugins.photos import PHOTOS, load_photo
+    from mim_plugins.apps.photos import PHOTOS, load_photo
 
     init_default_scope("mmpretrain")
     threads = torch.get_num_threads()

@@ -24,7 +24,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 
 import mim_plugins.mmpretrain  # noqa: F401
-from mim_plugins.photos import write_photo_folder
+from mim_plugins.apps.photos import write_photo_folder
 
 STEPS = 4  # per timing: the least common multiple of the intervals below
 VIT = {"embed_dims": 192, "num_layers": 12, "num_heads": 3, "feedforward_channels": 768}

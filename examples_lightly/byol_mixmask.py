@@ -25,9 +25,9 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from torch import nn
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.mixmask import EraseMask, MixMask, UnMix
-from mim_plugins.photos import write_photo_folder
 
 
 class BYOL(pl.LightningModule):

@@ -26,9 +26,9 @@ from lightly.transforms import IBOTTransform
 from lightly.utils.scheduler import cosine_schedule, linear_warmup_schedule
 from timm.models.vision_transformer import VisionTransformer
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.masking import DPPMasking, RandomMasking
-from mim_plugins.photos import write_photo_folder
 
 
 class IBOT(pl.LightningModule):

@@ -27,9 +27,9 @@ from lightly.transforms import MAETransform
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.masking import DPPMasking, RandomMasking
-from mim_plugins.photos import write_photo_folder
 
 
 class MAE(pl.LightningModule):

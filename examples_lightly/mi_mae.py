@@ -23,9 +23,9 @@ from lightly.data import LightlyDataset
 from lightly.transforms import MAETransform
 from mae_dpp import MAE
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import MutualInformationLoss, wrap
 from mim_plugins.masking import ComplementaryMasking, DPPMasking
-from mim_plugins.photos import write_photo_folder
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import nn
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.mixmask import EraseMask, MixMask, UnMix
-from mim_plugins.photos import write_photo_folder
 
 
 class SimCLR(pl.LightningModule):

@@ -19,8 +19,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from tqdm import tqdm
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import dpp_token_mask
-from mim_plugins.photos import write_photo_folder
 
 
 class SimMIM(nn.Module):

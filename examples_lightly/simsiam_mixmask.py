@@ -23,9 +23,9 @@ from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from lightly.transforms import SimSiamTransform
 from torch import nn
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.mixmask import EraseMask, MixMask, UnMix
-from mim_plugins.photos import write_photo_folder
 
 
 class SimSiam(pl.LightningModule):

@@ -22,9 +22,9 @@ from lightly.data import LightlyDataset
 from lightly.transforms import MAETransform
 from mae_dpp import MAE
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import EffectiveRank, UniformityLoss, wrap
 from mim_plugins.masking import DPPMasking
-from mim_plugins.photos import write_photo_folder
 
 
 def main() -> None:

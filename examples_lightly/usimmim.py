@@ -20,8 +20,8 @@ from lightly.transforms import MAETransform
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import UniformityLoss, wrap
-from mim_plugins.photos import write_photo_folder
 
 
 class SimMIM(pl.LightningModule):

@@ -66,7 +66,7 @@ def _public(module: ModuleType) -> list[tuple[str, object]]:
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["report"]:
-        from .mmpretrain.report import main as report
+        from .apps.report import main as report
 
         return report(arguments[1:])
     parser = argparse.ArgumentParser(

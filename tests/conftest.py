@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mim_plugins.photos import write_photo_folder
+from mim_plugins.apps.photos import write_photo_folder
 
 from .two_processes import TwoProcesses
 

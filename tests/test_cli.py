@@ -93,7 +93,7 @@ assert mask.ids_keep.shape == (2, 16)
 
 def test_photographs_and_demo_name_the_extras_they_need(tmp_path: Path) -> None:
     code = f"""
-from mim_plugins.photos import load_photo, write_photo_folder
+from mim_plugins.apps.photos import load_photo, write_photo_folder
 for call in (lambda: load_photo("coffee"), lambda: write_photo_folder({str(tmp_path)!r})):
     try:
         call()
@@ -105,6 +105,6 @@ for call in (lambda: load_photo("coffee"), lambda: write_photo_folder({str(tmp_p
     result = run("-c", CORE_ONLY + code)
     assert result.returncode == 0, result.stderr
     code = WITHOUT.format(absent=["mmpretrain", "tqdm"])
-    result = run("-c", code.replace('"mim_plugins"', '"mim_plugins.demo"'))
+    result = run("-c", code.replace('"mim_plugins"', '"mim_plugins.apps.demo"'))
     assert result.returncode == 2
     assert "needs mmpretrain, tqdm: pip install 'mim_plugins[mmpretrain,anal" in result.stderr

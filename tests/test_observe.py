@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from mim_plugins._observe import observing, pool, preserve_rng
+from mim_plugins._observe import observing, preserve_rng
+from mim_plugins._pool import pool
 
 
 def draws() -> tuple:

@@ -1,5 +1,5 @@
 # Masked autoencoder pre-training cut down to two CPU cores: the stock config, a small ViT
-# and an image folder. `python -m mim_plugins.demo` sets the environment variables below.
+# and an image folder. `python -m mim_plugins.apps.demo` sets the environment variables below.
 _base_ = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
 
 custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)

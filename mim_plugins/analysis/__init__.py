@@ -1,5 +1,6 @@
 """What did masking make the model learn? Framework-free measurements."""
 
+from ..masking.hierarchy import LatentHierarchy
 from .abstraction import (
     AbstractionProfile,
     MaskAbstraction,
@@ -12,13 +13,13 @@ from .class_distances import ClassDistances, class_distances, plot_class_distanc
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
 from .embedding import linear_separability, plot_embeddings, tsne
 from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
-from .hierarchy import LatentHierarchy, SharedLatents, shared_latents
 from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
 from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
 from .mean_classifier import mean_classifier, mean_classifier_accuracy
 from .mosaic import mask_mosaic
 from .reconstruction import reconstruction_scores
+from .shared_latents import SharedLatents, shared_latents
 from .spectrum import effective_rank, singular_spectrum
 from .spectrum_plot import plot_spectra
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..masking import DPPMasking, PatchMask
+from ..masking.hierarchy import LatentHierarchy
 from ._figure import new_figure
-from .hierarchy import LatentHierarchy, shared_latents
+from .shared_latents import shared_latents
 
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)  # section 3
 

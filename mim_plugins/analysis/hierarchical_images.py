@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .hierarchy import LatentHierarchy
+from ..masking.hierarchy import LatentHierarchy
 
 GRID = 8  # patches a side; cells of 2 x 2 patches, parts of 4 x 4
 MAX_OBJECTS = 8  # corners of the colour cube

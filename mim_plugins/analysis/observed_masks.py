@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
+from ..masking.hierarchy import LatentHierarchy
 from .abstraction import mask_abstraction
-from .hierarchy import LatentHierarchy
 
 
 class ObservedMasks:

@@ -14,12 +14,12 @@ else:
     check_versions(lightly, timm, pytorch_lightning, extra="lightly")
 
 from ..regularizers import MutualInformationLoss, UniformityLoss
-from .analyzer import HierarchicalMaskingAnalyzer
-from .boundary import BoundaryCriterion
-from .callbacks import EffectiveRank, OnlineProbe
-from .mask_visualization import MaskVisualization
+from .analysis.callbacks import EffectiveRank, OnlineProbe
+from .analysis.hierarchical_masking import HierarchicalMaskingAnalyzer
+from .analysis.mask_visualization import MaskVisualization
 from .masking import dpp_block_mask, dpp_token_mask, token_mask
-from .mixing import MixMaskLoss
+from .mixing.mixing import MixMaskLoss
+from .regularizers.boundary import BoundaryCriterion
 from .resume import EpochSeed, MemoryBankCheckpoint
 from .wrap import wrap
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from .._check import check_list, check_weight
 from ..masking import Masking
-from ..mixmask import EraseMask, MixMask, UnMix
+from ..mixing import EraseMask, MixMask, UnMix
 from .masking import block_mask, token_mask
-from .mixing import Mixing
-from .regularize import Regularization
+from .mixing.mixing import Mixing
+from .regularizers.regularize import Regularization
 
 MASK_FUNCTIONS = ("random_token_mask", "random_block_mask")
 
@@ -54,7 +54,7 @@ def wrap(
     are added to the loss, with the weight that the step gives to its own, and logged. The keys
     are those of the unmixed views; queue and momentum encoder are updated once. MoCo mixes its
     query view; BYOL and SimSiam both views, on the side of the predictor; SimCLR both views,
-    each compared with the other one unmixed. See :mod:`mim_plugins.lightly.mixing`.
+    each compared with the other one unmixed. See :mod:`mim_plugins.lightly.mixing.mixing`.
 
     Args:
         model: An instance of an unmodified module. It is changed in place.

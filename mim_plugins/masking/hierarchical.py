@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._check import check_int
 from .base import Masking
-
-if TYPE_CHECKING:
-    from ..analysis.hierarchy import LatentHierarchy
+from .hierarchy import LatentHierarchy
 
 
 class HierarchicalMasking(Masking):
@@ -55,9 +53,6 @@ class HierarchicalMasking(Masking):
         patch_size: int = 16,
         mask_unit: int | None = None,
     ) -> None:
-        # Not at the top: analysis imports the maskings.
-        from ..analysis.hierarchy import LatentHierarchy
-
         super().__init__(mask_ratio, patch_size, mask_unit)
         if isinstance(hierarchy, Mapping):
             if "grid" not in hierarchy:

@@ -24,18 +24,33 @@ from mmpretrain.registry import TASK_UTILS
 
 from .. import masking as _masking
 from . import remedies
-from .analyzer import HierarchicalMaskingAnalyzer
-from .backbones import MaskedMAEHiViT, MaskedMAEViT
-from .boundary import BoundaryMAEHead, BoundarySimMIMHead
-from .hooks import EffectiveRankHook, EpochSeedHook, MaskVisualizationHook, OnlineProbeHook
-from .metrics import ReconstructionMetric, ReconstructionTestLoop
-from .mi_mae import MIMAE, MISimMIM, MutualInformationHead
-from .mixmask import MixMaskAugment, MixMaskBYOL, MixMaskMoCo, MixMaskSimCLR, MixMaskSimSiam
+from .analysis.effective_rank import EffectiveRankHook
+from .analysis.hierarchical_masking import HierarchicalMaskingAnalyzer
+from .analysis.mask_visualization import MaskVisualizationHook
+from .analysis.metrics import ReconstructionMetric, ReconstructionTestLoop
+from .analysis.online_probe import OnlineProbeHook
+from .analysis.reconstruction import reconstruct
+from .masking.backbones import MaskedMAEHiViT, MaskedMAEViT
+from .masking.simmim_vit import SimMIMViT
+from .masking.transforms import DPPMaskGenerator
+from .mixing.algorithms import (
+    MixMaskAugment,
+    MixMaskBYOL,
+    MixMaskMoCo,
+    MixMaskSimCLR,
+    MixMaskSimSiam,
+)
 from .pyramid import ViTPyramid
-from .reconstruction import reconstruct
-from .regularized import UMAE, RegularizedMAE, RegularizedSimMIM, UniformityHead, USimMIM
-from .simmim_vit import SimMIMViT
-from .transforms import DPPMaskGenerator
+from .regularizers.algorithms import (
+    UMAE,
+    RegularizedMAE,
+    RegularizedSimMIM,
+    UniformityHead,
+    USimMIM,
+)
+from .regularizers.boundary import BoundaryMAEHead, BoundarySimMIMHead
+from .regularizers.mi_mae import MIMAE, MISimMIM, MutualInformationHead
+from .resume import EpochSeedHook
 
 MASKINGS = (
     "RandomMasking",

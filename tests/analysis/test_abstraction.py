@@ -15,6 +15,7 @@ from mim_plugins.analysis import (
     mask_abstraction,
     plot_abstraction_profile,
 )
+from mim_plugins.apps.photos import photo_crops
 from mim_plugins.masking import (
     BlockMasking,
     ComplementaryMasking,
@@ -24,7 +25,6 @@ from mim_plugins.masking import (
     PatchMask,
     RandomMasking,
 )
-from mim_plugins.photos import photo_crops
 
 TREE = LatentHierarchy.quadtree((8, 8))
 

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from mim_plugins.analysis import reconstruction_scores
 from mim_plugins.analysis.reconstruction import SCORES
-from mim_plugins.photos import photo_crops
+from mim_plugins.apps.photos import photo_crops
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mim_plugins.apps.photos import PHOTOS, photo_crops
 from mim_plugins.masking import (
     ComplementaryMasking,
     DPPMasking,
@@ -16,7 +17,6 @@ from mim_plugins.masking import (
     patch_kernel,
 )
 from mim_plugins.masking.kernels import unit_features
-from mim_plugins.photos import PHOTOS, photo_crops
 
 BASES = {
     "random": lambda **sizes: None,

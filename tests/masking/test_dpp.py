@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from mim_plugins.apps.photos import PHOTOS, photo_crops
 from mim_plugins.masking import DPPMasking, RandomMasking, _numba, dpp, greedy_map, sample_kdpp
 from mim_plugins.masking.dpp import SMALLEST_GAIN, _greedy_map_torch
-from mim_plugins.photos import PHOTOS, photo_crops
 
 BACKENDS = [_greedy_map_torch]
 if _numba.INSTALLED:

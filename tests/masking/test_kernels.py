@@ -4,9 +4,9 @@ import torch
 from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
 
+from mim_plugins.apps.photos import load_photo
 from mim_plugins.masking import patch_kernel
 from mim_plugins.masking.kernels import unit_features
-from mim_plugins.photos import load_photo
 
 
 @pytest.fixture(scope="module")

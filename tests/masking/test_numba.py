@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("numba", reason="numba is not installed")
 
+from mim_plugins.apps.photos import PHOTOS, photo_crops
 from mim_plugins.masking import DPPMasking, RandomMasking, _numba, greedy_map
 from mim_plugins.masking.dpp import SMALLEST_GAIN, _greedy_map_torch
-from mim_plugins.photos import PHOTOS, photo_crops
 
 ARGUMENTS = [
     {"tau": 0.0},

@@ -22,8 +22,8 @@ from mmengine.runner.checkpoint import load_from_local
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from mim_plugins.apps.photos import photo_crops
 from mim_plugins.mmpretrain import remedies
-from mim_plugins.photos import photo_crops
 
 STATES = {status.name: status.state for status in remedies.status()}
 

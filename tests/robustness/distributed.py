@@ -242,7 +242,7 @@ def features_of_shards(rank: int, name: str) -> str:
     """What a hook that takes features says of a sharded model."""
     from types import SimpleNamespace
 
-    from mim_plugins.mmpretrain.features import extract_features
+    from mim_plugins.mmpretrain.analysis.features import extract_features
 
     model = _shard(find(name).on().model)
     try:

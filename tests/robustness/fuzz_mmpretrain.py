@@ -29,7 +29,7 @@ from mim_plugins.masking import Masking
 from mim_plugins.mixmask import Mixer
 
 from ..mmpretrain import models, siamese
-from ..mmpretrain.test_regularized import build_simmim
+from ..mmpretrain.regularizers.test_regularized import build_simmim
 from .fuzz import Component, add_term, component, draw_mask, draw_mix, finite, images, in_family
 from .mmpretrain_cases import L1, L2, hivit, mae
 

@@ -34,7 +34,7 @@ from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
 
 from ..lightly import siamese
 from ..lightly.modules import MAE
-from ..lightly.test_boundary import SimMIM
+from ..lightly.regularizers.test_boundary import SimMIM
 from .case import Builder, Case
 from .training import Setup
 

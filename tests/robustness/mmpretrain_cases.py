@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from mim_plugins.masking import RandomMasking
 
 from ..mmpretrain import models, siamese
-from ..mmpretrain.test_mi_mae import SMALL
-from ..mmpretrain.test_regularized import SWIN, build_simmim
+from ..mmpretrain.regularizers.test_mi_mae import SMALL
+from ..mmpretrain.regularizers.test_regularized import SWIN, build_simmim
 from .case import Builder, Case
 from .training import BATCH, Setup
 

@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 import mim_plugins.mmpretrain  # noqa: F401
-from mim_plugins.mmpretrain.variant_labels import main as write_labels
+from mim_plugins.apps.variant_labels import main as write_labels
 
 from .tools import CONFIGS, CROP, RUNTIME, TINY_CLASSIFIER, TINY_MAE, TINY_VIT, loader, run_tool
 

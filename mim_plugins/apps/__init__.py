@@ -1,0 +1,1 @@
+"""Commands built on the package: the demo, the report, the embedded photographs."""

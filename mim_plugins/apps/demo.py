@@ -1,0 +1,420 @@
+"""The main job: pre-train with random and DPP masks, probe both, look at the result.
+
+    python -m mim_plugins.apps.demo [--data FOLDER] [--out demo_output]
+
+Pre-training and linear probes are mmpretrain's own ``tools/train.py``, unchanged, on the
+configs of ``configs_mmpretrain/demo``. Writes ``report.png``, ``results.md`` and
+``results.json`` to the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MASKINGS = ("random", "dpp")
+PRETRAIN = "mae-{}_vit-mini-p8_1xb64-coslr-demo.py"
+PROBE = "vit-mini-p8_1xb64-linear-coslr-demo.py"
+RANK_IMAGES = 100  # U-MAE, appendix B.1
+PICTURES = 6
+LINKS = ".links"  # marks a folder of links as ours
+
+
+class Data(NamedTuple):
+    """An image folder with ``train`` and ``test`` splits."""
+
+    root: Path
+    name: str
+    classes: list[str]
+    train: int
+    test: list[Path]
+    image_size: int
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+
+def prepare_data(folder: Path | None, out: Path) -> Data:
+    """Find or make ``train`` and ``test`` image folders.
+
+    Args:
+        folder: ``None`` for the embedded photographs; a folder with ``train`` and ``test``
+            (or ``val``) sub-folders of classes; or a folder of classes, of which every
+            fifth image becomes a test image.
+        out: Where a split is made, as links.
+
+    Raises:
+        ImportError: If the packages of the embedded photographs are not installed.
+        ValueError: If the folder does not hold labelled images.
+    """
+    if folder is None:
+        from .photos import write_photo_folder
+
+        root, name = (
+            write_photo_folder(out / "photos"),
+            "15 photographs of scikit-image and sklearn",
+        )
+    else:
+        if not folder.is_dir():
+            raise ValueError(f"data must be an existing folder, got {folder}")
+        root, name = folder.resolve(), folder.name
+        splits = set(_class_folders(root))
+        if not {"train", "test"} <= splits:
+            root = _link_splits(root, out / "data", splits)
+    classes = _class_folders(root / "train")
+    train, test = _images(root / "train"), _images(root / "test")
+    if len(classes) < 2 or len(train) < 64 or len(test) < 16:
+        raise ValueError(
+            f"data must have at least 2 classes, 64 training and 16 test images "
+            f"({', '.join(EXTENSIONS)}) in class folders, or in train and test (or val) folders "
+            f"of class folders, got {len(classes)} classes, {len(train)} and {len(test)} images "
+            f"in {folder}"
+        )
+    if _class_folders(root / "test") != classes:
+        raise ValueError(f"data must have the same classes in train and test, got {folder}")
+    from PIL import Image
+
+    with Image.open(train[0]) as image:
+        image_size = 32 if min(image.size) <= 48 else 64
+    return Data(root, name, classes, len(train), test, image_size)
+
+
+def _link_splits(source: Path, target: Path, splits: set[str]) -> Path:
+    """Make ``target/{train,test}`` of links into ``source``, in place of earlier ones."""
+    if target.exists():
+        if not (target / LINKS).exists():
+            raise ValueError(
+                "out must not hold a folder data that the demo did not mark as its own (remove "
+                f"{target} or choose another out), got {target.parent}"
+            )
+        shutil.rmtree(target)  # links, not what they point to
+    for split in ("train", "test"):
+        (target / split).mkdir(parents=True)
+    (target / LINKS).touch()
+    if {"train", "val"} <= splits:
+        pairs = [
+            (path, "train", path.relative_to(source / "train"))
+            for path in _images(source / "train")
+        ]
+        pairs += [
+            (path, "test", path.relative_to(source / "val")) for path in _images(source / "val")
+        ]
+    else:
+        pairs = [
+            (path, "test" if index % 5 == 4 else "train", path.relative_to(source))
+            for name in sorted(splits)
+            if not target.is_relative_to(source / name)
+            for index, path in enumerate(_images(source / name))
+        ]
+    for path, split, relative in pairs:
+        link = target / split / relative
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    return target
+
+
+def run_stock_tool(
+    config: Path, work_dir: Path, seed: int, title: str, env: dict[str, str]
+) -> None:
+    """Run mmpretrain's ``tools/train.py`` with a progress bar over its iterations.
+
+    Raises:
+        RuntimeError: If the tool fails; with the end of its output.
+    """
+    from tqdm import tqdm
+
+    from .._configs import mmpretrain_tool
+
+    command = [
+        *(sys.executable, str(mmpretrain_tool("train")), str(config)),
+        *("--work-dir", str(work_dir), "--cfg-options", f"randomness.seed={seed}"),
+    ]
+    last: deque[str] = deque(maxlen=60)
+    with (
+        subprocess.Popen(
+            command,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+        tqdm(desc=title, unit="epoch", bar_format="{l_bar}{bar:30}{r_bar}") as bar,
+    ):
+        assert process.stdout is not None
+        bar.total = int(env["DEMO_PROBE_EPOCHS" if config.name == PROBE else "DEMO_EPOCHS"])
+        for line in process.stdout:
+            last.append(line)
+            step = re.search(r"Epoch\(train\) +\[(\d+)\]\[ *(\d+)/(\d+)\].* loss: ([\d.]+)", line)
+            if step:
+                epoch, done, of = (int(step[i]) for i in (1, 2, 3))
+                bar.n = round(epoch - 1 + done / of, 1)
+                bar.set_postfix_str(f"loss {float(step[4]):.3f}")
+        if process.wait() == 0:
+            bar.n = bar.total
+            bar.refresh()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{''.join(last)}")
+
+
+def load_model(config: Path, checkpoint: Path, env: dict[str, str]) -> Any:
+    """The pre-trained mmpretrain model, in evaluation mode."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmengine.runner import load_checkpoint
+    from mmpretrain.registry import MODELS
+
+    os.environ.update(env)  # the config reads them
+    cfg = Config.fromfile(config)
+    init_default_scope("mmpretrain")
+    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor})
+    load_checkpoint(model, str(checkpoint), map_location="cpu", logger="silent")
+    return model.eval()
+
+
+def load_images(paths: list[Path], size: int) -> Any:
+    """``(n, 3, size, size)`` float32 RGB in 0..255."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    arrays = []
+    for path in paths:
+        with Image.open(path) as image:
+            resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            arrays.append(np.asarray(resized))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+
+
+def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, dict], Any]:
+    """Reconstruction losses and effective ranks on test images, and examples to look at.
+
+    Returns:
+        Per model a dict of figures, and the pictures of :func:`draw`.
+    """
+    import torch
+
+    from ..analysis import effective_rank
+
+    torch.manual_seed(seed)
+    preprocessor = models["random"].data_preprocessor
+    mean, std = preprocessor.mean, preprocessor.std
+    figures: dict[str, dict] = {name: {} for name in models}
+    pictures: dict[str, Any] = {}
+    with torch.no_grad():
+        inputs = (images - mean) / std
+        # One draw of masks of each kind, shared by both models.
+        masks = {name: model.backbone.mask_generator(inputs) for name, model in models.items()}
+        order = torch.randperm(len(inputs))
+        draws = [d for d in order.split(RANK_IMAGES) if len(d) == RANK_IMAGES] or [order]
+        for name, model in models.items():
+            for mask_name, mask in masks.items():
+                latent, hidden, ids_restore = model.backbone(inputs, mask=mask)
+                prediction = model.neck(latent, ids_restore)
+                loss = model.head.loss(prediction, inputs, hidden).item()
+                figures[name][f"loss_{mask_name}_masks"] = loss
+                if mask_name == name:
+                    pictures[name] = _pictures(model, inputs, prediction, hidden, mean, std)
+            tokens = model.backbone(inputs, mask=None)[0]
+            ranks = [effective_rank(tokens[draw, 0]) for draw in draws]
+            figures[name]["effective_rank"] = statistics.mean(ranks)
+    pictures["original"] = images[_shown(images)] / 255
+    return figures, pictures
+
+
+def _pictures(model: Any, inputs: Any, prediction: Any, hidden: Any, mean: Any, std: Any) -> Any:
+    """Masked images and reconstructions, RGB in 0..1."""
+    head, shown = model.head, _shown(inputs)
+    mask = head.unpatchify(hidden[shown, :, None].expand_as(prediction[shown]))
+    original = ((inputs[shown] * std + mean) / 255).clamp(0, 1)
+    predicted = ((head.unpatchify(prediction[shown]) * std + mean) / 255).clamp(0, 1)
+    return original * (1 - mask) + 0.82 * mask, original * (1 - mask) + predicted * mask
+
+
+def _shown(images: Any) -> Any:
+    """Evenly spaced images: the test images are sorted by class."""
+    import torch
+
+    return torch.linspace(0, len(images) - 1, PICTURES).long()
+
+
+def draw(pictures: dict[str, Any], path: Path) -> None:
+    """Originals, both masks and both reconstructions, one image per row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = [
+        ("original", pictures["original"]),
+        ("random mask", pictures["random"][0]),
+        ("reconstruction", pictures["random"][1]),
+        ("DPP mask", pictures["dpp"][0]),
+        ("reconstruction", pictures["dpp"][1]),
+    ]
+    rows = len(pictures["original"])
+    figure, axes = plt.subplots(
+        rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows + 0.3), layout="constrained"
+    )
+    for column, (title, images) in enumerate(columns):
+        axes[0, column].set_title(title)
+        for row in range(rows):
+            axes[row, column].imshow(images[row].permute(1, 2, 0).numpy())
+            axes[row, column].axis("off")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def accuracy(work_dir: Path) -> float:
+    """Last top-1 accuracy (per cent) in mmengine's scalars of the latest run."""
+    scalars = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime)
+    values = [
+        entry["accuracy/top1"]
+        for entry in map(json.loads, scalars.read_text().splitlines())
+        if "accuracy/top1" in entry
+    ]
+    return values[-1]
+
+
+COLUMNS = {
+    "loss_random_masks": "loss, random masks",
+    "loss_dpp_masks": "loss, DPP masks",
+    "linear_accuracy": "linear accuracy (%)",
+    "effective_rank": "effective rank",
+}
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Markdown table, mean and standard deviation over seeds."""
+    lines = [
+        "| pre-trained with | " + " | ".join(COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for name, runs in results.items():
+        cells = []
+        for column in COLUMNS:
+            values = [run[column] for run in runs]
+            digits = 1 if column in ("linear_accuracy", "effective_rank") else 3
+            cell = f"{statistics.mean(values):.{digits}f}"
+            if len(values) > 1:
+                cell += f" ± {statistics.stdev(values):.{digits}f}"
+            cells.append(cell)
+        label = {"random": "random masks", "dpp": "DPP masks"}[name]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mim_plugins.apps.demo", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, help="image folder; default: embedded photographs")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"))
+    parser.add_argument("--epochs", type=int, help="of pre-training; default: by the data's size")
+    parser.add_argument("--probe-epochs", type=int, help="of each linear probe; default: likewise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tau", type=float, default=0.5, help="of DPPMasking")
+    args = parser.parse_args(argv)
+    needed = ("mmpretrain", "matplotlib", "tqdm")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        parser.error(
+            f"the demo needs {', '.join(missing)}: pip install 'mim_plugins[mmpretrain,analysis]'"
+        )
+    try:
+        from mim_plugins._check import check_share
+
+        check_share("tau", args.tau)
+        for name in ("epochs", "probe_epochs"):
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        args.out.mkdir(parents=True, exist_ok=True)
+        data = prepare_data(args.data, args.out.resolve())
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
+
+    import torch
+
+    from .._configs import config_folder
+
+    start = time.time()
+    large = data.train > 5000
+    env = {
+        "DEMO_DATA": str(data.root),
+        "DEMO_NUM_CLASSES": str(len(data.classes)),
+        "DEMO_IMAGE_SIZE": str(data.image_size),
+        "DEMO_PATCH_SIZE": str(data.image_size // 8),
+        "DEMO_EPOCHS": str(args.epochs or (10 if large else 18)),
+        "DEMO_PROBE_EPOCHS": str(args.probe_epochs or (5 if large else 8)),
+        "DEMO_BATCH_SIZE": str(256 if large else 64),
+        "DEMO_TAU": str(args.tau),
+    }
+    configs = config_folder() / "demo"
+    results: dict[str, list[dict]] = {name: [] for name in MASKINGS}
+    for seed in args.seeds:
+        models = {}
+        for name in MASKINGS:
+            work_dir = args.out / f"{name}_seed{seed}"
+            config = configs / PRETRAIN.format(name)
+            title = f"pre-train, {name} masks, seed {seed}"
+            run_stock_tool(config, work_dir, seed, title, env)
+            checkpoint = work_dir / f"epoch_{env['DEMO_EPOCHS']}.pth"
+            models[name] = load_model(config, checkpoint, env)
+        pick = data.test[:: max(1, len(data.test) // 1000)]
+        figures, pictures = measure(models, load_images(pick, data.image_size), seed)
+        if seed == args.seeds[0]:
+            draw(pictures, args.out / "report.png")
+        for name in MASKINGS:
+            work_dir = args.out / f"{name}_seed{seed}" / "linear"
+            checkpoint = args.out / f"{name}_seed{seed}" / f"epoch_{env['DEMO_EPOCHS']}.pth"
+            title = f"linear probe, {name} masks, seed {seed}"
+            probe_env = {**env, "DEMO_CHECKPOINT": str(checkpoint)}
+            run_stock_tool(configs / PROBE, work_dir, seed, title, probe_env)
+            figures[name]["linear_accuracy"] = accuracy(work_dir)
+            results[name].append(figures[name])
+
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mmengine", "mmpretrain"))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    text = (
+        f"{table(results)}\n\n"
+        f"Data: {data.name}, {len(data.classes)} classes, {data.train} training and "
+        f"{len(data.test)} test images, {data.image_size} px. ViT of 4 layers, width 128, patch "
+        f"{env['DEMO_PATCH_SIZE']}, mask ratio 0.75, tau {args.tau}; {env['DEMO_EPOCHS']} epochs "
+        f"of pre-training, {env['DEMO_PROBE_EPOCHS']} of linear probing; seeds "
+        f"{', '.join(map(str, args.seeds))}. {_processor()}; {gpu}; {versions}; "
+        f"{time.time() - start:.0f} s. The loss is the stock mean squared error on masked patches "
+        "of test images; effective rank is that of [CLS] features of 100 test images at a time.\n"
+    )
+    (args.out / "results.md").write_text(text)
+    (args.out / "results.json").write_text(
+        json.dumps({"settings": env, "seeds": args.seeds, "results": results}, indent=2)
+    )
+    print(f"\n{text}\nPicture: {args.out / 'report.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""A report on MAE and SimMIM checkpoints: what did their masking make them learn?
+
+    python -m mim_plugins report WORK_DIR [WORK_DIR ...] --data FOLDER --out report
+
+Each run is a work directory of mmpretrain's ``tools/train.py``, or ``config.py=checkpoint.pth``.
+``--data`` is a folder of class folders with images. Writes ``report.md``, ``report.json`` and
+pictures: scores of unmasked reconstructions (Kong et al., CVPR 2023, section 3.1), attention of
+[CLS] and of a chosen patch (3.2), t-SNE and linear separability (3.3), and how high the latents
+sit that each run's own masks locate (2.3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import find_latest_checkpoint
+from mmpretrain.models.selfsup import MAE, SimMIM
+from mmpretrain.registry import MODELS, TRANSFORMS
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .._observe import observing
+from .._pool import pool
+from ..analysis import (
+    attention_map,
+    effective_rank,
+    last_layer_attention,
+    linear_separability,
+    plot_attention,
+    plot_embeddings,
+    reconstruction_scores,
+    tsne,
+)
+from ..analysis._figure import new_figure
+from ..analysis.observed_masks import ObservedMasks
+from ..mmpretrain.analysis.features import _prefix_tokens
+from ..mmpretrain.analysis.mask_visualization import step_mask
+from ..mmpretrain.analysis.reconstruction import reconstruct
+from .demo import EXTENSIONS, load_images
+
+COLUMNS = {
+    "mask_ratio": ("mask ratio", 2),
+    "height": ("height of located latents", 2),
+    "mse": ("MSE", 4),
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 3),
+    "fsim": ("FSIM", 3),
+    "separability": ("linear accuracy", 3),
+    "effective_rank": ("effective rank", 1),
+}
+
+
+class Run(NamedTuple):
+    """A configuration and its checkpoint."""
+
+    name: str
+    config: Path
+    checkpoint: Path
+
+
+def find_run(argument: str) -> Run:
+    """A run from a work directory, or from ``config.py=checkpoint.pth``.
+
+    Raises:
+        ValueError: If there is no configuration or checkpoint.
+    """
+    if "=" in argument:
+        config, checkpoint = (Path(part) for part in argument.split("=", 1))
+        name = f"{checkpoint.parent.name}/{checkpoint.stem}"
+    else:
+        folder = Path(argument)
+        configs = sorted(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)
+        latest = find_latest_checkpoint(str(folder)) if folder.is_dir() else None
+        # last_checkpoint holds an absolute path; a copied folder has its own file.
+        checkpoint = folder / Path(latest).name if latest else folder / "(no checkpoint)"
+        config = configs[-1] if configs else folder / "(no config)"
+        name = folder.name
+    for what, path in (("config", config), ("checkpoint", checkpoint)):
+        if not path.is_file():
+            raise ValueError(
+                "a run must be a work directory of tools/train.py or config.py=checkpoint.pth, "
+                f"got {argument!r}: no {what} {path}"
+            )
+    return Run(name, config, checkpoint)
+
+
+def load_run(run: Run) -> tuple[nn.Module, Config, int]:
+    """Model in evaluation mode, its configuration, and the side of its images in pixels.
+
+    Raises:
+        ValueError: If the model is neither MAE nor SimMIM.
+    """
+    config = Config.fromfile(run.config)
+    model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
+    if not isinstance(model, MAE | SimMIM):
+        raise ValueError(f"{run.name} must be a MAE or SimMIM, got {type(model).__name__}")
+    load_checkpoint(model, str(run.checkpoint), map_location="cpu", logger="silent")
+    model.eval()
+    size: Any = getattr(model.backbone, "img_size", None)
+    if size is None:  # Swin does not keep it
+        size = config.model.backbone.get("img_size", 224)
+    return model, config, size if isinstance(size, int) else size[0]
+
+
+def find_images(folder: Path, limit: int) -> tuple[list[Path], list[str]]:
+    """Paths of at most ``limit`` images, as many of each class, and their classes.
+
+    Raises:
+        ValueError: If the folder does not hold class folders with images.
+    """
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    each = max(1, limit // max(1, len(folders)))
+    paths = [
+        path
+        for sub in folders
+        for path in sorted(p for p in sub.rglob("*") if p.suffix.lower() in EXTENSIONS)[:each]
+    ]
+    if len(folders) < 2 or len(paths) < 4:
+        raise ValueError(
+            f"data must be a folder of at least 2 class folders with images, got {folder}"
+        )
+    return paths, [path.relative_to(folder).parts[0] for path in paths]
+
+
+@torch.no_grad()
+def draw_masks(model: nn.Module, config: Config, inputs: Tensor) -> Tensor:
+    """Masks as the run drew them, ``(B, rows, columns)``: by the model, or its pipeline."""
+    if isinstance(model, MAE):
+        return step_mask(model, {"inputs": inputs}, model.backbone(inputs))
+    pipeline = config.train_dataloader.dataset.pipeline
+    generator = next(step for step in pipeline if step.type.endswith("MaskGenerator"))
+    transform = TRANSFORMS.build(generator)
+    images = inputs.permute(0, 2, 3, 1).cpu().numpy()
+    return torch.stack([torch.as_tensor(transform({"img": image})["mask"]) for image in images])
+
+
+class Findings(NamedTuple):
+    """What is reported of one run; pictures of the first few images."""
+
+    figures: dict[str, float]
+    images: Tensor
+    reconstruction: Tensor
+    cls_map: Tensor | None
+    token_map: Tensor | None
+    token: tuple[int, int] | None
+    embedding: Tensor
+
+
+def analyse(
+    run: Run,
+    paths: list[Path],
+    labels: Tensor,
+    pictures: list[int],
+    place: tuple[float, float],
+    device: str = "cpu",
+    batch_size: int = 32,
+) -> Findings:
+    """Measure one run on images.
+
+    Args:
+        run: The run.
+        paths: Of n images.
+        labels: ``(n,)`` long.
+        pictures: Numbers of the images to show.
+        place: Of the chosen patch, as shares of height and width.
+        device: Default: the CPU.
+        batch_size: Default: 32.
+    """
+    model, config, size = load_run(run)
+    model.to(device)
+    images = load_images(paths, size)
+    observed = ObservedMasks(limit=len(paths))
+    scores: dict[str, list[Tensor]] = {}
+    features, shown, attentions = [], [], []
+    torch.manual_seed(0)
+    batches = range(0, len(images), batch_size)
+    for start in tqdm(batches, desc=run.name, unit="batch"):
+        data = {"inputs": images[start : start + batch_size].flip(1), "data_samples": None}
+        inputs = model.data_preprocessor(data)["inputs"]
+        observed.add(draw_masks(model, config, inputs))
+        with observing(model):
+            predicted, original = reconstruct(model, inputs)
+            for name, values in reconstruction_scores(predicted, original).items():
+                scores.setdefault(name, []).append(values)
+            output = model.extract_feat(inputs)[-1]
+            prefix = _prefix_tokens(model.backbone)
+            features.append(pool(output, prefix_tokens=prefix).cpu())
+            chosen = [i - start for i in pictures if start <= i < start + len(inputs)]
+            if chosen:
+                shown.append(torch.stack([original[chosen], predicted[chosen]]).cpu())
+                attentions.append(_attention(model, inputs[chosen]))
+    report = observed.report()
+    joined = torch.cat(features)
+    figures = {
+        **{name: report[name] for name in ("mask_ratio", "height")},
+        **{name: torch.cat(values).mean().item() for name, values in scores.items()},
+        "effective_rank": effective_rank(joined),
+    }
+    if labels.unique(return_counts=True)[1].min() >= 5:
+        figures["separability"] = linear_separability(joined, labels)
+    attention = None if any(a is None for a in attentions) else torch.cat(attentions)
+    cls_map = token_map = token = None
+    if attention is not None:
+        side = round((attention.shape[1] - prefix) ** 0.5)
+        token = (min(int(place[0] * side), side - 1), min(int(place[1] * side), side - 1))
+        token_map = attention_map(attention, (side, side), token, prefix)
+        cls_map = attention_map(attention, (side, side), None, prefix) if prefix else None
+    pair = torch.cat(shown, dim=1)
+    return Findings(figures, pair[0], pair[1], cls_map, token_map, token, tsne(joined))
+
+
+def _attention(model: nn.Module, inputs: Tensor) -> Tensor | None:
+    """``(B, L, L)``; None if the last layer does not look at whole images."""
+    try:
+        attention = last_layer_attention(model.backbone, lambda: model.extract_feat(inputs))
+    except TypeError:
+        return None
+    return attention.cpu() if len(attention) == len(inputs) else None
+
+
+def plot_reconstructions(found: dict[str, Findings]) -> Any:
+    """One row per image: the image, and what each run makes of it unmasked."""
+    first = next(iter(found.values()))
+    figure, axes = new_figure(len(first.images), 1 + len(found))
+    figure.set_size_inches(1.7 * (1 + len(found)), 1.7 * len(first.images) + 0.3)
+    columns = {"image": first.images, **{name: each.reconstruction for name, each in found.items()}}
+    for column, (name, pictures) in zip(axes.T, columns.items(), strict=True):
+        column[0].set_title(name, fontsize=8)
+        for axis, picture in zip(column, pictures, strict=True):
+            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
+            axis.axis("off")
+    return figure
+
+
+def plot_scores(found: dict[str, Findings]) -> Any:
+    """One panel per figure of :data:`COLUMNS`, a bar per run."""
+    names = [name for name in COLUMNS if all(name in each.figures for each in found.values())]
+    rows = -(-len(names) // 4)
+    figure, axes = new_figure(rows, 4)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, name in zip(axes.flat, names, strict=False):
+        values = [each.figures[name] for each in found.values()]
+        axis.bar(range(len(found)), values, color=[f"C{i % 10}" for i in range(len(found))])
+        axis.set_xticks(range(len(found)), list(found), rotation=30, ha="right", fontsize=7)
+        axis.set_title(COLUMNS[name][0], fontsize=10)
+    return figure
+
+
+def table(found: dict[str, Findings]) -> str:
+    """Markdown, one row per run."""
+    lines = [
+        "| run | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for name, each in found.items():
+        cells = [
+            f"{each.figures[key]:.{digits}f}" if key in each.figures else "-"
+            for key, (_, digits) in COLUMNS.items()
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str], out: Path) -> str:
+    """Write pictures, ``report.json`` and ``report.md``; return the latter's text."""
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted(set(classes))
+    labels = torch.tensor([names.index(name) for name in classes])
+    first = next(iter(found.values()))
+    pictures = {
+        "scores": ("Figures of the table", plot_scores(found)),
+        "reconstructions": (
+            "Reconstructions with every patch visible and every patch predicted",
+            plot_reconstructions(found),
+        ),
+        "tsne": (
+            "t-SNE of the features ([CLS] where there is one), a colour per class",
+            plot_embeddings(
+                {name: each.embedding for name, each in found.items()},
+                labels,
+                names if len(names) <= 20 else None,
+            ),
+        ),
+    }
+    for key, title in (
+        ("cls_map", "Attention of [CLS]"),
+        ("token_map", "Attention of the patch in the red square"),
+    ):
+        maps = {n: getattr(f, key) for n, f in found.items() if getattr(f, key) is not None}
+        for token in {f.token for n, f in found.items() if n in maps}:
+            # Runs with different patch sizes have different grids, hence a picture for each.
+            same = {n: m for n, m in maps.items() if found[n].token == token}
+            suffix = (
+                ""
+                if len({f.token for n, f in found.items() if n in maps}) == 1
+                else (f"_{token[0]}_{token[1]}")
+            )
+            mark = token if key == "token_map" else None
+            pictures[f"{key}{suffix}"] = (
+                f"{title}: last layer, averaged over heads",
+                plot_attention(first.images, same, mark),
+            )
+    lines = [
+        "# What did masking make these models learn?",
+        "",
+        f"{len(classes)} images of {len(names)} classes. MSE, PSNR, SSIM and FSIM are of "
+        "reconstructions without masking (patches normalised in training get the true patch's "
+        "mean and variance), linear accuracy is logistic regression on the features, 5-fold "
+        "cross-validated, and the height is that of the latents that the run's own masks locate "
+        "in a quadtree over the patches (patches are observed at height 0).",
+        "",
+        table(found),
+        "",
+    ]
+    for name, (title, figure) in pictures.items():
+        figure.savefig(out / f"{name}.png", dpi=90)
+        lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
+    lines += ["## Runs", ""]
+    lines += [f"- {run.name}: `{run.config}`, `{run.checkpoint}`" for run in runs]
+    text = "\n".join(lines) + "\n"
+    (out / "report.md").write_text(text)
+    figures = {name: each.figures for name, each in found.items()}
+    (out / "report.json").write_text(json.dumps(figures, indent=2))
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mim_plugins report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="work directories, or config.py=checkpoint.pth")
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--out", type=Path, default=Path("report"))
+    parser.add_argument("--limit", type=int, default=300, help="images in all")
+    parser.add_argument("--pictures", type=int, default=5, help="images shown")
+    parser.add_argument(
+        "--token", type=float, nargs=2, default=(0.5, 0.5), metavar=("DOWN", "RIGHT"),
+        help="place of the chosen patch, in [0, 1]; default: the middle",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args(argv)
+    MMLogger.get_current_instance().setLevel("ERROR")
+    init_default_scope("mmpretrain")
+    try:
+        for name, value in (("limit", args.limit), ("pictures", args.pictures)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not all(0.0 <= share <= 1.0 for share in args.token):
+            raise ValueError(f"token must be two numbers in [0, 1], got {args.token}")
+        runs = [find_run(argument) for argument in args.runs]
+        if len({run.name for run in runs}) < len(runs):
+            runs = [run._replace(name=f"{i}: {run.name}") for i, run in enumerate(runs, start=1)]
+        paths, classes = find_images(args.data, args.limit)
+        names = sorted(set(classes))
+        labels = torch.tensor([names.index(name) for name in classes])
+        pictures = torch.linspace(0, len(paths) - 1, min(args.pictures, len(paths))).long().tolist()
+        found = {
+            run.name: analyse(run, paths, labels, pictures, tuple(args.token), args.device)
+            for run in runs
+        }
+    except ValueError as error:
+        parser.error(str(error))
+    print(write_report(found, runs, classes, args.out).split("## ")[0])
+    print(f"Report: {args.out / 'report.md'}")
+    return 0

@@ -1,0 +1,1 @@
+"""What did masking make the model learn: hooks and metrics."""

@@ -1,0 +1,183 @@
+"""Features of whole images from any self-supervised algorithm, while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner, autocast
+from mmpretrain.models import VisionTransformer
+from mmpretrain.models.selfsup import MFFViT, SparK
+from mmpretrain.models.utils import TwoNormDataPreprocessor
+from mmpretrain.models.utils.sparse_modules import SparseHelper
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from ..._observe import observing, preserve_rng
+from ..._pool import pool
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The algorithm inside a (distributed) model wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def first_view(inputs: Tensor | list[Tensor]) -> Tensor:
+    """Images ``(B, C, H, W)``: of several views, or of an image and its target, the first."""
+    return inputs if isinstance(inputs, Tensor) else inputs[0]
+
+
+def preprocess(model: nn.Module, batch: dict) -> tuple[Tensor, Any]:
+    """What the algorithm's own preprocessor makes of a batch of a data loader.
+
+    Returns:
+        The first view, ``(B, C, H, W)``, and the data samples, if there are any.
+    """
+    inputs = batch["inputs"]
+    if isinstance(model.data_preprocessor, TwoNormDataPreprocessor) and isinstance(inputs, Tensor):
+        inputs = [inputs, inputs]  # it insists on an image and its target
+    data = model.data_preprocessor({**batch, "inputs": inputs}, False)
+    return first_view(data["inputs"]), data.get("data_samples")
+
+
+def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Tensor:
+    """One feature per image from the unmasked images, in evaluation mode, without gradients.
+
+    The features are those of the algorithm's own ``extract_feat``, the last output where
+    there are several. Precision is that of training (AMP). Weights, buffers, modes and
+    random states stay as they are.
+
+    Args:
+        runner: Its model may be wrapped for distributed training.
+        images: ``(B, C, H, W)``, preprocessed.
+        token: See :func:`mim_plugins._observe.pool`.
+
+    Returns:
+        ``(B, D)`` float32.
+
+    Raises:
+        TypeError: If the model's weights are sharded over the processes.
+    """
+    if isinstance(runner.model, FullyShardedDataParallel):
+        raise TypeError(
+            "features cannot be taken from a model whose weights are sharded (FSDP): remove "
+            "EffectiveRankHook and OnlineProbeHook from custom_hooks, or train with DDP"
+        )
+    model = unwrap(runner.model)
+    with observing(model), _autocast(runner):
+        output = _encode(model, images)
+        if isinstance(output, list | tuple):
+            output = output[-1]
+        return pool(output, token, _prefix_tokens(model.backbone)).float()
+
+
+def _encode(model: nn.Module, images: Tensor) -> Any:
+    if isinstance(model.backbone, MFFViT):
+        # Its forward(mask=None) masks all the same.
+        return VisionTransformer.forward(model.backbone, images)
+    if isinstance(model, SparK):
+        # Sparse layers look up the mask of the last step in a global.
+        active = SparseHelper._cur_active
+        SparseHelper._cur_active = images.new_ones(len(images), 1, 1, 1, dtype=torch.bool)
+        try:
+            return model.extract_feat(images)
+        finally:
+            SparseHelper._cur_active = active
+    return model.extract_feat(images)
+
+
+def _prefix_tokens(backbone: nn.Module) -> int:
+    if getattr(backbone, "cls_token", None) is None:
+        return 0
+    return getattr(backbone, "num_extra_tokens", 1)
+
+
+def _autocast(runner: Runner) -> Any:
+    wrapper = runner.optim_wrapper
+    if isinstance(wrapper, OptimWrapperDict):
+        wrapper = next(iter(wrapper.values()))
+    if isinstance(wrapper, AmpOptimWrapper):
+        return autocast(dtype=wrapper.cast_dtype)
+    return nullcontext()
+
+
+class StepCapture:
+    """Keeps the preprocessed batch of one training step, by a forward hook."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.data: dict | None = None
+        preprocessor = unwrap(runner.model).data_preprocessor
+        self._handle = preprocessor.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args: tuple, output: dict) -> None:
+        if self.data is None:
+            self.data = output
+
+    def release(self) -> dict:
+        """Remove the hook and give the batch away.
+
+        Raises:
+            RuntimeError: If the step never called its preprocessor.
+        """
+        self._handle.remove()
+        if self.data is None:
+            raise RuntimeError(
+                "the training step did not call the model's data_preprocessor: hooks of "
+                "mim_plugins need train_step() of mmengine's BaseModel"
+            )
+        data, self.data = self.data, None
+        return data
+
+
+def fixed_images(runner: Runner, number: int, dataloader: dict | None = None) -> Tensor:
+    """Images to look at again and again: evenly spaced ones of a data set, preprocessed.
+
+    Args:
+        runner: Gives the training data set and the preprocessor.
+        number: How many; fewer if the data set has fewer.
+        dataloader: A data loader config of another data set than the training one.
+
+    Returns:
+        ``(number, C, H, W)`` on the CPU.
+
+    Raises:
+        TypeError: If the training data set has no length, as iterable ones.
+    """
+    with preserve_rng(seed=0):
+        loader = runner.train_dataloader if dataloader is None else build_loader(runner, dataloader)
+        dataset = loader.dataset
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise TypeError(
+                f"the training data set {type(dataset).__name__} cannot be indexed: give this "
+                "hook a 'dataloader' of images to look at"
+            )
+        number = min(number, len(dataset))
+        picked = torch.linspace(0, len(dataset) - 1, number).long().tolist()
+        batch = loader.collate_fn([dataset[index] for index in picked])
+        model = unwrap(runner.model)
+        return preprocess(model, batch)[0].cpu()
+
+
+def check_dataloader(name: str, dataloader: Any) -> None:
+    """Raise TypeError unless ``dataloader`` is a config of one."""
+    if not isinstance(dataloader, Mapping) or not {"dataset", "batch_size"} <= set(dataloader):
+        raise TypeError(
+            f"{name} must be a config with 'dataset' and 'batch_size', got {dataloader!r}"
+        )
+
+
+def build_loader(runner: Runner, dataloader: dict) -> Any:
+    """Build a data loader for evaluation: in order, and collated as the preprocessors want it."""
+    defaults = {
+        "num_workers": 0,
+        "persistent_workers": False,
+        "drop_last": False,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+        "collate_fn": {"type": "default_collate"},
+    }
+    check_dataloader("dataloader", dataloader)
+    return runner.build_dataloader({**defaults, **dataloader})

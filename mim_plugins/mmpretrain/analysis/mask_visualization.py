@@ -1,0 +1,157 @@
+"""Masks and reconstructions of masked image modelling, pictured while it trains."""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmpretrain.models.selfsup import MILAN, MixMIM, SparK
+from mmpretrain.models.utils.sparse_modules import SparseHelper
+from mmpretrain.registry import HOOKS
+from torch import Tensor, nn
+
+from ..._check import check_int
+from ...analysis.mosaic import mask_mosaic
+from .features import StepCapture, first_view, unwrap
+from .hook import Interval
+from .reconstruction import _pixels, with_statistics_of
+
+
+@HOOKS.register_module()
+class MaskVisualizationHook(Hook):
+    """Pictures a training step: images, masks, and reconstructions where they are pixels.
+
+    In the first step of every ``interval``-th epoch (and of the last) the masks and
+    predictions of that very step are taken by forward hooks, so nothing is computed or drawn
+    twice and training stays as it is. The picture is the visualizer's image ``masks``:
+    files in ``vis_data/vis_image``, and whatever else its backends are, TensorBoard for one.
+
+    Masks are found for every masked-image-modelling algorithm of mmpretrain 1.2: those that
+    the data pipeline draws (``data_samples[i].mask``: SimMIM, BEiT, MaskFeat, CAE, iTPN) and
+    those that the model draws (MAE, MFF, EVA, MILAN, MixMIM, SparK, iTPN). Reconstructions
+    are shown where the neck predicts pixels: MAE, MFF, MixMIM, SimMIM, SparK, iTPN with
+    pixels; under ``norm_pix`` with the mean and variance of the true patch. Of BEiT, CAE,
+    EVA, MILAN and MaskFeat, which predict tokens or features, only masks.
+
+    Args:
+        interval (int): Epochs, or iterations, between pictures. Defaults to 1.
+        by_epoch (bool): Whether ``interval`` counts epochs. Defaults to True.
+        num_images (int): Number of images, at most a batch. Defaults to 8.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        TypeError: In the first pictured step, if the algorithm has no masks.
+    """
+
+    def __init__(self, interval: int = 1, by_epoch: bool = True, num_images: int = 8) -> None:
+        self.due = Interval(interval, by_epoch)
+        check_int("num_images", num_images)
+        self.num_images = num_images
+        self._step: StepCapture | None = None
+        self._handles: list[Any] = []
+        self._outputs: dict[str, Any] = {}
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Have the outputs of backbone and neck kept in a step that is to be pictured."""
+        if self.due.by_epoch:
+            last = runner.epoch + 1 == runner.max_epochs
+            is_due = batch_idx == 0 and (runner.epoch % self.due.interval == 0 or last)
+        else:
+            is_due = self.due.after_iter(runner)
+        if not is_due or not is_main_process():
+            return
+        model = unwrap(runner.model)
+        self._step = StepCapture(runner)
+        for name in ("backbone", "neck"):
+            module = getattr(model, name, None)
+            if isinstance(module, nn.Module):
+                self._handles.append(module.register_forward_hook(self._keep(name)))
+
+    def _keep(self, name: str) -> Any:
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+            self._outputs.setdefault(name, output)
+
+        return keep
+
+    @torch.no_grad()
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Draw the picture of the step."""
+        if self._step is None:
+            return
+        data, self._step = self._step.release(), None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        kept, self._outputs = self._outputs, {}
+        model = unwrap(runner.model)
+        images = first_view(data["inputs"])
+        mask = step_mask(model, data, kept.get("backbone"))
+        reconstruction = step_reconstruction(model, images, kept)
+        number = self.num_images
+        picture = mask_mosaic(
+            _pixels(model, images[:number]),
+            mask[:number],
+            None if reconstruction is None else _pixels(model, reconstruction[:number]),
+        )
+        step = runner.epoch + 1 if self.due.by_epoch else runner.iter + 1
+        runner.visualizer.add_image("masks", picture.numpy(), step=step)
+
+
+def step_mask(model: nn.Module, data: dict, encoded: Any) -> Tensor:
+    """The masks of a step, ``(B, rows, columns)`` bool, True = removed.
+
+    Args:
+        model: The algorithm.
+        data: What its preprocessor returned.
+        encoded: What its backbone returned.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    samples = data.get("data_samples")
+    batch = len(first_view(data["inputs"]))
+    if samples and "mask" in samples[0]:
+        return torch.stack([torch.as_tensor(sample.mask) for sample in samples]).bool()
+    if isinstance(model, SparK):
+        return ~SparseHelper._cur_active[:, 0]
+    if isinstance(encoded, tuple) and len(encoded) > 1:
+        if isinstance(model, MILAN):
+            _, ids_restore, _, ids_dump = encoded[:4]
+            mask = torch.zeros_like(ids_restore, dtype=torch.bool).scatter(1, ids_dump, True)
+        else:
+            mask = encoded[1].flatten(1).bool()
+        side = isqrt(mask.shape[1])
+        if side**2 == mask.shape[1]:
+            # One mask for all (MixMIM), one for each, or several (the first views come first).
+            return mask.expand(batch, -1)[:batch].view(-1, side, side)
+    raise TypeError(
+        f"MaskVisualizationHook found no masks: {type(model).__name__} neither has them in its "
+        "data samples nor returns them from its backbone as MAE does"
+    )
+
+
+def step_reconstruction(model: nn.Module, images: Tensor, kept: dict[str, Any]) -> Tensor | None:
+    """What a step predicted, as preprocessed images ``(B, 3, H, W)``; None if not pixels."""
+    predicted, head = kept.get("neck"), model.head
+    if not isinstance(predicted, Tensor):
+        return None
+    predicted = predicted.float()
+    if predicted.ndim == 3 and hasattr(head, "unpatchify"):
+        if isinstance(model, MixMIM):  # its neck predicts both images of every mixture
+            mask = kept["backbone"][1]
+            first, second = predicted.chunk(2)
+            predicted = first * mask + second.flip(0) * (1 - mask)
+        if predicted.shape[1:] != head.patchify(images[:1]).shape[1:]:
+            return None
+        predicted = head.unpatchify(predicted)[: len(images)]
+    if predicted.shape != images.shape:
+        return None
+    if getattr(head, "norm_pix", False):
+        predicted = with_statistics_of(predicted, images, head.patch_size)
+    return predicted

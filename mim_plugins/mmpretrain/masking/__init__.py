@@ -1,0 +1,1 @@
+"""Which patches are hidden: backbones and data transforms."""

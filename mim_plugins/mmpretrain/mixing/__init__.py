@@ -1,0 +1,1 @@
+"""Which pixels come from another image: siamese algorithms and a batch augmentation."""
