@@ -48,6 +48,14 @@ def shared_latents(hierarchy: LatentHierarchy, mask: Tensor) -> SharedLatents:
     Raises:
         TypeError: If ``hierarchy`` is no :class:`LatentHierarchy` or ``mask`` no tensor.
         ValueError: If ``mask`` has another length or values other than 0 and 1.
+
+    Example:
+        >>> edges = [("object", "part"), ("part", 0), ("part", 1), ("object", 2)]
+        >>> hierarchy = LatentHierarchy(edges, observables=[0, 1, 2])
+        >>> found = shared_latents(hierarchy, torch.tensor([[True, False, False],
+        ...                                                 [True, True, False]]))
+        >>> [hierarchy.select(row) for row in found.c]
+        [('part',), ('object',)]
     """
     mask = check_mask(hierarchy, mask)
     above_masked, above_visible = hierarchy.ancestors(torch.stack([mask, ~mask]))

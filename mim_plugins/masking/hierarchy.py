@@ -64,10 +64,8 @@ class LatentHierarchy:
     Example:
         >>> edges = [("object", "part"), ("part", 0), ("part", 1), ("object", 2)]
         >>> hierarchy = LatentHierarchy(edges, observables=[0, 1, 2])
-        >>> found = shared_latents(hierarchy, torch.tensor([[True, False, False],
-        ...                                                 [True, True, False]]))
-        >>> [hierarchy.select(row) for row in found.c]
-        [('part',), ('object',)]
+        >>> hierarchy.latents, hierarchy.heights
+        (('object', 'part'), tensor([2, 1]))
     """
 
     def __init__(

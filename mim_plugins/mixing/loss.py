@@ -65,6 +65,8 @@ class MixMaskLoss(nn.Module):
         TypeError: If ``criterion`` is not callable.
 
     Example:
+        >>> import torch
+        >>> from mim_plugins.mixing import MixMask
         >>> loss_fn = MixMaskLoss(nn.functional.mse_loss)
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
         >>> images, key = torch.rand(8, 3, 32, 32), torch.rand(8, 4)

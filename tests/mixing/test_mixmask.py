@@ -8,18 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim_plugins.mixmask import (
-    EraseMask,
-    Mix,
-    Mixer,
-    MixMask,
-    MixMaskLoss,
-    UnMix,
-    combine,
-    default_grid_size,
-    mix_views,
-    mixture,
-)
+from mim_plugins.mixing import EraseMask, Mix, Mixer, MixMask, MixMaskLoss, UnMix, mix_views
+from mim_plugins.mixing.loss import mixture
+from mim_plugins.mixing.mixmask import combine, default_grid_size
 
 EVERY = [
     MixMask(),

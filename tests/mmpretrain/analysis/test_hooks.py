@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mim_plugins.analysis import effective_rank
-from mim_plugins.mmpretrain import features as features_module
+from mim_plugins.mmpretrain.analysis import features as features_module
 from mim_plugins.mmpretrain.analysis.features import extract_features, preprocess, unwrap
 
 from ...figures import none_left
