@@ -12,7 +12,7 @@ import logging
 import multiprocessing
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -23,8 +23,9 @@ import torch
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
+
+from .safe_load import mmengine_checkpoints
 
 SWITCH = "MIM_PLUGINS_NO_REMEDIES"
 
@@ -81,45 +82,27 @@ def _safe_load_refuses_history() -> bool:
         path = os.path.join(folder, "history.pth")
         torch.save(HistoryBuffer([1.0], [1]), path)
         try:
-            load_from_local(path, "cpu")
+            CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
         except Exception:
             return True
     return False
 
 
-_HISTORY_STATISTICS = ("min", "max", "current", "mean")
-
-
-def _history_statistic(owner: object, name: str) -> object:
-    """``getattr`` as far as the checkpoints of stock mmengine need it."""
-    if owner is not HistoryBuffer or name not in _HISTORY_STATISTICS:
-        raise ValueError(f"a checkpoint asked for attribute {name!r} of {owner!r}")
-    return getattr(HistoryBuffer, name)
-
-
 def _mend_safe_load() -> None:
     stock_getstate = HistoryBuffer.__getstate__
+    stock_load = CheckpointLoader.load_checkpoint
 
     def __getstate__(self: HistoryBuffer) -> dict:
         # The methods are those of the class; pickled, each is a getattr on load.
         return {**stock_getstate(self), "statistics_methods": {}}
 
+    @wraps(stock_load)
+    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        with mmengine_checkpoints():
+            return stock_load(*args, **kwargs)
+
     HistoryBuffer.__getstate__ = __getstate__
-    reconstruct = np.ndarray([0]).__reduce__()[0]
-    scalar = np.float64(0).__reduce__()[0]
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.ndarray,
-            np.dtype,
-            type(np.dtype("float64")),
-            type(np.dtype("int64")),
-            # Under the names of numpy 1 and numpy 2 alike.
-            *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-            *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-            (_history_statistic, "builtins.getattr"),
-        ]
-    )
+    CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
 
 
 # -- adjust_hue ----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="scikit-learn is not installed")
 pytest.importorskip("networkx", reason="networkx is not installed")
 
 import torch
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader
 from PIL import Image
 
 from mim_plugins.__main__ import main
@@ -74,7 +74,7 @@ def test_finds_runs(runs: list[Path], tmp_path: Path) -> None:
     assert find_run(str(moved)).checkpoint == moved / "epoch_2.pth"
     run = find_run(f"{moved / 'config.py'}={moved / 'epoch_1.pth'}")
     assert run.name == "moved/epoch_1"
-    weights = load_from_local(run.checkpoint, "cpu")["state_dict"]
+    weights = CheckpointLoader.load_checkpoint(str(run.checkpoint), "cpu")["state_dict"]
     model, _, size = load_run(run)
     assert size == 224
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())

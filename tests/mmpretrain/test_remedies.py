@@ -3,9 +3,12 @@
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import FUNCTIONS
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader
 from PIL import Image
 from torchvision.transforms import functional as F
 
@@ -103,7 +106,7 @@ def test_history_survives_loading(tmp_path: Path) -> None:
     path = tmp_path / "history.pth"
     history = HistoryBuffer([1.0, 3.0], [1, 1])
     torch.save({"history": history, "scalar": np.float64(2.5), "lr": np.int64(3)}, path)
-    loaded = load_from_local(path, "cpu")
+    loaded = CheckpointLoader.load_checkpoint(str(path), "cpu")
     assert loaded["history"].statistics("mean") == 2.0
     assert loaded["history"].statistics("max") == 3.0
     assert loaded["scalar"] == 2.5
@@ -111,28 +114,213 @@ def test_history_survives_loading(tmp_path: Path) -> None:
     assert history.statistics("current") == 5.0
 
 
-def test_stock_history_loads_and_safe_loading_stays_safe(tmp_path: Path) -> None:
-    """A checkpoint written without the plugin loads; any other getattr is refused."""
+def needs_safe_load() -> None:
     if STATES["safe_load"] != "active":
         pytest.skip(f"safe_load is {STATES['safe_load']}: this mmengine has its own way")
+
+
+def load(path: Path) -> Any:
+    return CheckpointLoader.load_checkpoint(str(path), "cpu", logger="silent")
+
+
+def test_history_of_a_stock_run_loads(tmp_path: Path) -> None:
+    """Written without the plugin, with bound methods; only mmengine may load it."""
+    needs_safe_load()
     code = """
-import io, sys, torch
+import sys, numpy as np, torch
 from mmengine.logging import HistoryBuffer
-torch.save({"history": HistoryBuffer([1.0, 3.0], [1, 1])}, sys.argv[1])
+arrays = [np.zeros((2, 3), kind) for kind in ("?", "i1", "u2", ">i4", "f2", ">f8", "c16")]
+arrays += [np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(400.0), np.array(3)]
+torch.save({"history": HistoryBuffer([1.0, 3.0], [1, 1]), "arrays": arrays,
+            "scalars": [np.float32(0.5), np.bool_(True), np.int64(-3)]}, sys.argv[1])
 """
-    path = tmp_path / "stock.pth"
+    path, again = tmp_path / "stock.pth", tmp_path / "again.pth"
     subprocess.run([sys.executable, "-c", code, path], check=True)
-    assert torch.load(path, weights_only=True)["history"].statistics("mean") == 2.0
+    expected = torch.load(path, weights_only=False)
+    allowed = torch.serialization.get_safe_globals()
+    for _ in range(2):
+        loaded = load(path)
+        assert type(loaded["history"]) is HistoryBuffer
+        assert [type(array) for array in loaded["history"].data] == [np.ndarray, np.ndarray]
+        assert loaded["history"].statistics("mean") == 2.0
+        assert loaded["scalars"] == expected["scalars"]
+        assert [type(s) for s in loaded["scalars"]] == [type(s) for s in expected["scalars"]]
+        for array, true in zip(loaded["arrays"], expected["arrays"], strict=True):
+            np.testing.assert_array_equal(array, true, strict=True)
+            assert array.dtype.byteorder == true.dtype.byteorder
+            assert array.flags.f_contiguous == true.flags.f_contiguous
+        torch.save(loaded, again)  # stock again, not of classes of the plugin
+        assert type(torch.load(again, weights_only=False)["arrays"][0]) is np.ndarray
+        path = again
+    assert torch.serialization.get_safe_globals() == allowed
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
 
-    class Evil:
-        def __reduce__(self) -> tuple:
-            return getattr, (HistoryBuffer, "register_statistics")
 
-    buffer = io.BytesIO()
-    torch.save(Evil(), buffer)
-    buffer.seek(0)
+# Files that no library writes, opcode by opcode: GLOBAL, TEXT, NUMBER and TUPLE push; REDUCE
+# calls, NEWOBJ makes an instance, BUILD sets its state.
+REDUCE, NEWOBJ, BUILD, NONE, SETITEM = b"R", b"\x81", b"b", b"N", b"s"
+
+
+def name(module: str, attribute: str) -> bytes:
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def of(*parts: bytes) -> bytes:
+    return b"(" + b"".join(parts) + b"t"
+
+
+def raw(data: bytes) -> bytes:
+    return name("_codecs", "encode") + of(text(data.decode("latin1")), text("latin1")) + REDUCE
+
+
+NDARRAY, GETATTR = name("numpy", "ndarray"), name("builtins", "getattr")
+EMPTY = (
+    name("numpy._core.multiarray", "_reconstruct") + of(NDARRAY, of(number(0)), text("b")) + REDUCE
+)
+HISTORY = name("mmengine.logging.history_buffer", "HistoryBuffer")
+FALSE, TRUE = b"\x89", b"\x88"
+
+
+def dtype(spec: str, *names: bytes, flags: int = 0, order: str = "<", size: int = -1) -> bytes:
+    made = name("numpy", "dtype") + of(text(spec), FALSE, TRUE) + REDUCE
+    fields = names or (NONE, NONE)
+    state = (number(3), text(order), NONE, *fields, number(size), number(-1), number(flags))
+    return made + of(*state) + BUILD
+
+
+def filled(kind: bytes, data: bytes, count: int = 1) -> bytes:
+    return EMPTY + of(number(1), of(number(count)), kind, FALSE, data) + BUILD
+
+
+def history(*state: tuple[str, bytes]) -> bytes:
+    made = HISTORY + b")" + NEWOBJ + b"}"
+    return made + b"".join(text(key) + value + SETITEM for key, value in state) + BUILD
+
+
+F8 = dtype("f8")
+LOGS = filled(F8, raw(bytes(8)))
+POINTER = raw(struct.pack("<Q", 0x4141414141414141))
+OBJECT_FIELD = (text("a") + b"\x85", b"}" + text("a") + of(dtype("O8"), number(0)) + SETITEM)
+CRAFTED = {
+    "an object array by ndarray": NDARRAY + of(of(number(1)), text("O"), POINTER) + NEWOBJ,
+    "a call of ndarray": NDARRAY + of(of(number(1)), text("O"), POINTER) + REDUCE,
+    "an object array by _reconstruct": name("numpy._core.multiarray", "_reconstruct")
+    + of(NDARRAY, of(number(1)), text("O"))
+    + REDUCE
+    + of(number(1), of(number(1)), dtype("O8", order="|", flags=63), FALSE, POINTER)
+    + BUILD,
+    "another class by _reconstruct": name("numpy._core.multiarray", "_reconstruct")
+    + of(name("collections", "OrderedDict"), of(number(0)), text("b"))
+    + REDUCE,
+    "an array larger than its data": filled(F8, raw(bytes(8)), count=1 << 20),
+    "an array of negative size": filled(F8, raw(bytes(8)), count=-1),
+    "an array filled from a list": filled(F8, b"]" + number(1) + b"a"),
+    "an array filled twice": LOGS + of(number(1), of(number(1)), F8, FALSE, raw(bytes(8))) + BUILD,
+    "an array without a dtype": filled(text("f8"), raw(bytes(8))),
+    "an object scalar": name("numpy._core.multiarray", "scalar")
+    + of(dtype("O8", order="|", flags=63), text("x"))
+    + REDUCE,
+    "a scalar of few bytes": name("numpy._core.multiarray", "scalar")
+    + of(F8, raw(bytes(4)))
+    + REDUCE,
+    "dtype O": name("numpy", "dtype") + of(text("O"), FALSE, TRUE) + REDUCE,
+    "a structured dtype": name("numpy", "dtype") + of(text("f8,O"), FALSE, TRUE) + REDUCE,
+    "a dtype of text": dtype("U8"),
+    "a dtype with an object field": dtype("f8", *OBJECT_FIELD),
+    "a dtype with flags": dtype("f8", flags=63),
+    "a dtype with a size": dtype("f8", size=1 << 20),
+    "a dtype that is made by NEWOBJ": name("numpy", "dtype") + of(text("O")) + NEWOBJ,
+    "getattr of a method": GETATTR + of(HISTORY, text("register_statistics")) + REDUCE,
+    "getattr of a dunder": GETATTR + of(HISTORY, text("__init__")) + REDUCE,
+    "getattr of a tensor": GETATTR + of(name("torch", "Tensor"), text("mean")) + REDUCE,
+    "a call of a statistic": GETATTR + of(HISTORY, text("min")) + REDUCE + b")" + REDUCE,
+    "a call of HistoryBuffer": HISTORY + of(b"]", b"]") + REDUCE,
+    "a history that overwrites a statistic of the class": history(
+        ("max_length", number(9)),
+        ("_log_history", LOGS),
+        ("_count_history", LOGS),
+        ("statistics_methods", b"}" + text("mean") + name("torch", "device") + SETITEM),
+    ),
+    "a history with another attribute": history(
+        ("max_length", number(9)),
+        ("_log_history", LOGS),
+        ("_count_history", LOGS),
+        ("update", name("torch", "device")),
+    ),
+    "a history of lists": history(
+        ("max_length", number(9)), ("_log_history", b"]"), ("_count_history", b"]")
+    ),
+    "a history without counts": history(("max_length", number(9)), ("_log_history", LOGS)),
+    "a history of two lengths": history(
+        ("max_length", number(9)),
+        ("_log_history", LOGS),
+        ("_count_history", filled(F8, raw(bytes(16)), count=2)),
+    ),
+    "os.system": name("os", "system") + of(text("echo unsafe")) + REDUCE,
+}
+
+
+def write_crafted(payload: bytes, path: Path) -> Path:
+    """A checkpoint file whose pickle is ``payload``."""
+    stock = io.BytesIO()
+    torch.save({}, stock)
+    with zipfile.ZipFile(stock) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.namelist():
+            data = b"\x80\x02" + payload + b"."
+            target.writestr(entry, data if entry.endswith("data.pkl") else source.read(entry))
+    return path
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_crafted_checkpoints_are_refused(kind: str, tmp_path: Path) -> None:
+    needs_safe_load()
+    path = write_crafted(CRAFTED[kind], tmp_path / "crafted.pth")
+    methods = dict(HistoryBuffer._statistics_methods)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
     with pytest.raises((pickle.UnpicklingError, ValueError)):
-        torch.load(buffer, weights_only=True)
+        load(path)
+    assert HistoryBuffer._statistics_methods == methods
+
+
+def test_the_parts_of_the_crafted_checkpoints_load(tmp_path: Path) -> None:
+    """What the files above do wrong is what they are refused for."""
+    needs_safe_load()
+    smallest = GETATTR + of(HISTORY, text("min")) + REDUCE
+    good = history(
+        ("max_length", number(9)),
+        ("_log_history", LOGS),
+        ("_count_history", filled(dtype("i8"), raw(struct.pack("<q", 5)))),
+        ("statistics_methods", b"}" + text("min") + smallest + SETITEM),
+    )
+    loaded = load(write_crafted(good, tmp_path / "good.pth"))
+    assert (loaded.statistics("min"), loaded.data[1].tolist()) == (0.0, [5])
+
+
+def test_a_crafted_checkpoint_does_not_crash_the_interpreter(tmp_path: Path) -> None:
+    """An object array over an address: hashing its element was a segmentation fault."""
+    needs_safe_load()
+    array = NDARRAY + of(of(number(1)), text("O"), POINTER) + NEWOBJ
+    payload = name("collections", "OrderedDict") + of(array) + REDUCE
+    path = write_crafted(payload, tmp_path / "crash.pth")
+    code = f"""
+import mim_plugins.mmpretrain
+from mmengine.runner import CheckpointLoader
+try:
+    CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")
+except ValueError as error:
+    print(error)
+"""
+    assert "call of numpy.ndarray" in run(code)
 
 
 @pytest.mark.parametrize("hue", np.linspace(-0.5, 0.5, 21))

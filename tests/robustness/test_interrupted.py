@@ -74,7 +74,7 @@ class KillHook(Hook):
 def test_the_stock_tool_resumes_exactly(photo_folder: Path, tmp_path: Path) -> None:
     """MixMask with MoCo: queue, momentum encoder, random views from two workers."""
     pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
-    from mmengine.runner.checkpoint import load_from_local
+    from mmengine.runner import CheckpointLoader
 
     from ..upstream.test_mmpretrain_mixmask import config
     from ..upstream.tools import TOOLS, read_log, run_tool
@@ -108,7 +108,7 @@ def test_the_stock_tool_resumes_exactly(photo_folder: Path, tmp_path: Path) -> N
     assert re.search("resumed epoch: 1, iter: 2", read_log(tmp_path / "halves"))
 
     through, resumed = (
-        load_from_local(tmp_path / run / "epoch_2.pth", "cpu")["state_dict"]
+        CheckpointLoader.load_checkpoint(str(tmp_path / run / "epoch_2.pth"), "cpu")["state_dict"]
         for run in ("through", "halves")
     )
     assert list(through) == list(resumed)

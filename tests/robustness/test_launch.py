@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 from mmengine.config import Config
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader
 
 import mim_plugins.mmpretrain  # noqa: F401  (checkpoints load)
 
@@ -58,7 +58,9 @@ def test_a_plugin_config_with_hooks(photo_folder: Path, tmp_path: Path) -> None:
     log = read_log(tmp_path / "work")
     assert len(re.findall(r" loss: [\d.]+", log)) == 2  # 32 images on two processes of 8
     assert len(re.findall("effective rank [\\d.]+", log)) == 2  # start and end, one rank
-    weights = load_from_local(tmp_path / "work" / "epoch_1.pth", "cpu")["state_dict"]
+    weights = CheckpointLoader.load_checkpoint(str(tmp_path / "work" / "epoch_1.pth"), "cpu")[
+        "state_dict"
+    ]
     assert all(value.isfinite().all() for value in weights.values())
 
 

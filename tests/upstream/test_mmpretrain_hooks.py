@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader
 
 import mim_plugins.mmpretrain  # noqa: F401  (its remedies let torch load checkpoints)
 
@@ -80,8 +80,8 @@ def test_stock_tool_with_every_hook(name: str, photo_folder: Path, tmp_path: Pat
         run_tool("train", path, "--work-dir", tmp_path / path.stem)
 
     # Stock weights, bit for bit, under stock keys.
-    expected = load_from_local(tmp_path / "stock/epoch_1.pth", "cpu")
-    checkpoint = load_from_local(tmp_path / "watched/epoch_1.pth", "cpu")
+    expected = CheckpointLoader.load_checkpoint(str(tmp_path / "stock/epoch_1.pth"), "cpu")
+    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / "watched/epoch_1.pth"), "cpu")
     assert checkpoint["state_dict"].keys() == expected["state_dict"].keys()
     for key, value in expected["state_dict"].items():
         assert torch.equal(value, checkpoint["state_dict"][key]), key
@@ -105,6 +105,6 @@ def test_stock_tool_with_every_hook(name: str, photo_folder: Path, tmp_path: Pat
     # The stock tool resumes, and the instruments with it.
     run_tool("train", watched, "--work-dir", tmp_path / "watched", "--resume",
              "--cfg-options", "train_cfg.max_epochs=2")  # fmt: skip
-    resumed = load_from_local(tmp_path / "watched/epoch_2.pth", "cpu")
+    resumed = CheckpointLoader.load_checkpoint(str(tmp_path / "watched/epoch_2.pth"), "cpu")
     assert [entry["step"] for entry in resumed["effective_rank"]] == [0, 1, 2]
     assert resumed["online_probe"]["optimizer"]["state"][0]["step"] == 4

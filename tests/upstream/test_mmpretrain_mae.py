@@ -9,8 +9,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
 
 import mim_plugins.mmpretrain  # noqa: F401
 
@@ -61,7 +60,7 @@ def test_pretrain_resume_probe_fine_tune_and_test(photo_folder: Path, tmp_path: 
     checkpoint = work_dir / "epoch_2.pth"
 
     # Upstream's own linear probe and fine-tuning load the backbone without conversion.
-    weights = load_from_local(checkpoint, "cpu")["state_dict"]
+    weights = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
     for name, base in (("linear", LINEAR), ("fine-tune", FINE_TUNE)):
         config = tmp_path / f"{name}.py"
         config.write_text(
@@ -83,7 +82,9 @@ def test_pretrain_resume_probe_fine_tune_and_test(photo_folder: Path, tmp_path: 
         assert re.search(r"Epoch\(val\).*accuracy/top1: [\d.]+", log)
         missing = re.search(r"missing keys in source state_dict: (.*)", log)
         assert missing is None or "layers" not in missing[1], missing[1]
-        trained = load_from_local(tmp_path / name / "epoch_1.pth", "cpu")["state_dict"]
+        trained = CheckpointLoader.load_checkpoint(str(tmp_path / name / "epoch_1.pth"), "cpu")[
+            "state_dict"
+        ]
         backbone = [key for key in trained if key.startswith("backbone.layers")]
         assert len(backbone) > 20
         same = [torch.equal(trained[key], weights[key]) for key in backbone]

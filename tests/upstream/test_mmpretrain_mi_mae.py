@@ -9,8 +9,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.registry import MODELS
 
 import mim_plugins.mmpretrain  # noqa: F401
@@ -62,7 +61,7 @@ def test_pretrain_resume_and_probe(photo_folder: Path, tmp_path: Path) -> None:
     data = "train_dataloader = " + loader(photo_folder, "train", 16, CROP)
     pretrain.write_text(f"_base_ = {str(base)!r}\n" + TINY_MAE + SMALL + data + RUNTIME)
     run_tool("train", pretrain, "--work-dir", work_dir)
-    first = load_from_local(work_dir / "epoch_1.pth", "cpu")["state_dict"]
+    first = CheckpointLoader.load_checkpoint(str(work_dir / "epoch_1.pth"), "cpu")["state_dict"]
     run_tool(
         "train", pretrain, "--work-dir", work_dir, "--resume", "--cfg-options",
         "train_cfg.max_epochs=2",
@@ -75,7 +74,7 @@ def test_pretrain_resume_and_probe(photo_folder: Path, tmp_path: Path) -> None:
     assert len(re.findall(r" mutual_information_cross: ", log)) == 4
 
     # The variational network is saved and trained on; nothing of it is under "backbone.".
-    second = load_from_local(work_dir / "epoch_2.pth", "cpu")["state_dict"]
+    second = CheckpointLoader.load_checkpoint(str(work_dir / "epoch_2.pth"), "cpu")["state_dict"]
     prefix = "regularizers.mutual_information.variational."
     own = [key for key in second if key.startswith(prefix)]
     assert own
@@ -100,7 +99,9 @@ def test_pretrain_resume_and_probe(photo_folder: Path, tmp_path: Path) -> None:
     )
     run_tool("train", probe, "--work-dir", tmp_path / "linear")
     assert "accuracy/top1" in read_log(tmp_path / "linear")
-    trained = load_from_local(tmp_path / "linear" / "epoch_1.pth", "cpu")["state_dict"]
+    trained = CheckpointLoader.load_checkpoint(str(tmp_path / "linear" / "epoch_1.pth"), "cpu")[
+        "state_dict"
+    ]
     layers = [key for key in backbone if key.startswith("backbone.layers")]
     assert layers
     assert all(torch.equal(trained[key], second[key]) for key in layers)

@@ -12,8 +12,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.registry import MODELS
 
 import mim_plugins.mmpretrain  # noqa: F401  (checkpoints load)
@@ -64,7 +63,9 @@ def test_a_stock_config_becomes_mixmask(name: str, photo_folder: Path, tmp_path:
         path.write_text(config(name, photo_folder, lines))
         run_tool("train", path, "--work-dir", tmp_path / run)
         logs[run] = read_log(tmp_path / run)
-        weights[run] = load_from_local(tmp_path / run / "epoch_1.pth", "cpu")["state_dict"]
+        weights[run] = CheckpointLoader.load_checkpoint(str(tmp_path / run / "epoch_1.pth"), "cpu")[
+            "state_dict"
+        ]
     assert logged(logs["off"], "loss") == logged(logs["stock"], "loss")
     assert len(logged(logs["on"], "loss")) == 2
     for total, original, mixed in zip(
@@ -97,7 +98,7 @@ def test_resume_and_linear_probe(photo_folder: Path, tmp_path: Path) -> None:
     assert "resumed epoch: 1" in log
     assert len(logged(log, "loss_unmix")) == len(logged(log, "loss_mixmask")) == 4
     checkpoint = tmp_path / "run/epoch_2.pth"
-    weights = load_from_local(checkpoint, "cpu")["state_dict"]
+    weights = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
     assert weights["queue_ptr"].item() == 0  # 4 steps of 8 in 32
 
     loader = """dict(
@@ -121,8 +122,10 @@ def test_resume_and_linear_probe(photo_folder: Path, tmp_path: Path) -> None:
     )
     run_tool("train", probe, "--work-dir", tmp_path / "probe")
     assert re.search(r"Epoch\(val\).*accuracy/top1: [\d.]+", read_log(tmp_path / "probe"))
-    pretrained = load_from_local(checkpoint, "cpu")["state_dict"]
-    probed = load_from_local(tmp_path / "probe/epoch_1.pth", "cpu")["state_dict"]
+    pretrained = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
+    probed = CheckpointLoader.load_checkpoint(str(tmp_path / "probe/epoch_1.pth"), "cpu")[
+        "state_dict"
+    ]
     backbone = [key for key in probed if key.startswith("backbone.")]
     assert len(backbone) > 60
     assert all(torch.equal(probed[key], pretrained[key]) for key in backbone)

@@ -9,8 +9,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
 
 import mim_plugins.mmpretrain  # noqa: F401
 
@@ -106,8 +105,10 @@ def test_stock_tools_fine_tune_a_simmim_vit(photo_folder: Path, tmp_path: Path) 
     )
     output = run_tool("train", config, "--work-dir", tmp_path / "linear")
     assert re.search(r"Epoch\(val\).*accuracy/top1: [\d.]+", output)
-    weights = load_from_local(checkpoint, "cpu")["state_dict"]
-    trained = load_from_local(tmp_path / "linear" / "epoch_1.pth", "cpu")["state_dict"]
+    weights = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
+    trained = CheckpointLoader.load_checkpoint(str(tmp_path / "linear" / "epoch_1.pth"), "cpu")[
+        "state_dict"
+    ]
     backbone = [key for key in trained if key.startswith("backbone.")]
     assert len(backbone) > 20
     assert all(torch.equal(trained[key], weights[key]) for key in backbone)

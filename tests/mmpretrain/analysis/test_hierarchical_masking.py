@@ -10,7 +10,7 @@ pytest.importorskip("piq", reason="piq is not installed")
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader
 
 from mim_plugins.analysis import LatentHierarchy, mask_abstraction, reconstruction_scores
 from mim_plugins.mmpretrain import HierarchicalMaskingAnalyzer, reconstruct
@@ -69,7 +69,7 @@ def test_reports_the_masks_of_the_run(name: str, photo_folder: Path, tmp_path: P
     for key, value in spy.scores.items():
         assert first[key] == pytest.approx(value, rel=1e-4)
     assert runner.message_hub.get_scalar("analysis/height").current() == second["height"]
-    checkpoint = load_from_local(tmp_path / "run/epoch_2.pth", "cpu")
+    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / "run/epoch_2.pth"), "cpu")
     assert checkpoint["hierarchical_masking"] == [first, second]
 
 

@@ -14,8 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner import CheckpointLoader, Runner
 from mmpretrain.registry import HOOKS
 from PIL import Image
 from torch import Tensor, nn
@@ -292,7 +291,7 @@ def test_resumed_run_equals_one_run(photo_folder: Path, tmp_path: Path) -> None:
     for hook in whole:
         runner.register_hook(hook)
     runner.train()
-    checkpoint = load_from_local(tmp_path / "whole/epoch_1.pth", "cpu")
+    checkpoint = CheckpointLoader.load_checkpoint(str(tmp_path / "whole/epoch_1.pth"), "cpu")
     assert not any("probe" in key for key in checkpoint["state_dict"])
     assert set(checkpoint) >= {"online_probe", "effective_rank"}
     runner = build_runner(
