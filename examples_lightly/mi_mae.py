@@ -69,7 +69,6 @@ def main() -> None:
         output_weight=args.output_weight,
         input_weight=args.input_weight,
         hidden_dim=128,
-        gather_distributed=True,
     )
     wrap(model, masking=masking, regularizers=[information])  # the one line
 

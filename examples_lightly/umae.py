@@ -60,7 +60,7 @@ def main() -> None:
     wrap(
         model,
         masking=DPPMasking(patch_size=args.patch_size) if args.masking == "dpp" else None,
-        regularizers=[UniformityLoss(weight=args.weight, gather_distributed=True)],
+        regularizers=[UniformityLoss(weight=args.weight)],
     )  # the one line
 
     trainer = pl.Trainer(

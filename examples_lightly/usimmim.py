@@ -77,7 +77,7 @@ def main() -> None:
     )
 
     model = SimMIM(args.image_size, args.patch_size)
-    regularizer = UniformityLoss(args.weight, token=args.token, gather_distributed=True)
+    regularizer = UniformityLoss(args.weight, token=args.token)
     wrap(model, regularizers=[regularizer])  # the one line
 
     trainer = pl.Trainer(max_epochs=args.epochs, devices=1, log_every_n_steps=10)

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from mim_plugins._observe import observing, preserve_rng
-from mim_plugins._pool import pool
 
 
 def draws() -> tuple:
@@ -46,17 +45,3 @@ def test_modes_and_buffers_come_back_one_by_one() -> None:
     assert model[0].num_batches_tracked == 0
     assert torch.equal(state, torch.get_rng_state())
     assert torch.is_grad_enabled()
-
-
-def test_pool() -> None:
-    tokens = torch.arange(24.0).view(2, 3, 4)
-    assert torch.equal(pool(tokens), tokens[:, 0])
-    assert torch.equal(pool(tokens, "mean"), tokens[:, 1:].mean(1))
-    assert torch.equal(pool(tokens, "auto", 0), tokens.mean(1))
-    maps = tokens.view(2, 3, 2, 2)
-    assert torch.equal(pool(maps), tokens.mean(2))
-    assert torch.equal(pool(tokens[:, 0]), tokens[:, 0])
-    with pytest.raises(ValueError, match="token must be 'mean'"):
-        pool(tokens, "cls", 0)
-    with pytest.raises(ValueError, match=r"\(2,\)"):
-        pool(torch.rand(2))

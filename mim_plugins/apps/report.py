@@ -41,9 +41,9 @@ from ..analysis import (
 )
 from ..analysis._figure import new_figure
 from ..analysis.observed_masks import ObservedMasks
-from ..mmpretrain.analysis.features import _prefix_tokens
 from ..mmpretrain.analysis.mask_visualization import step_mask
 from ..mmpretrain.analysis.reconstruction import reconstruct
+from ..mmpretrain.encoders import num_prefix_tokens
 from .demo import EXTENSIONS, load_images
 
 COLUMNS = {
@@ -191,8 +191,8 @@ def analyse(
             for name, values in reconstruction_scores(predicted, original).items():
                 scores.setdefault(name, []).append(values)
             output = model.extract_feat(inputs)[-1]
-            prefix = _prefix_tokens(model.backbone)
-            features.append(pool(output, prefix_tokens=prefix).cpu())
+            prefix = num_prefix_tokens(model.backbone)
+            features.append(pool(output, num_prefix_tokens=prefix).cpu())
             chosen = [i - start for i in pictures if start <= i < start + len(inputs)]
             if chosen:
                 shown.append(torch.stack([original[chosen], predicted[chosen]]).cpu())

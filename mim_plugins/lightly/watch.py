@@ -82,6 +82,17 @@ def prefix_tokens(encoder: Any) -> int:
     return getattr(encoder.vit, "num_prefix_tokens", 1)
 
 
+def has_class_token(encoder: Any) -> bool:
+    """Whether the first token is a [CLS]; timm's ViT may have registers without one."""
+    return getattr(encoder.vit, "has_class_token", True)
+
+
+def final_norm(encoder: Any) -> nn.Module | None:
+    """The last norm of timm's or torchvision's ViT, None if it has none."""
+    norm = encoder.vit.encoder.ln if hasattr(encoder.vit, "encoder") else encoder.vit.norm
+    return None if isinstance(norm, nn.Identity) else norm
+
+
 def encoders(
     model: nn.Module, user: str = "wrap(regularizers=...)"
 ) -> list[MaskedVisionTransformer]:

@@ -43,13 +43,14 @@ from .mixing.algorithms import (
 from .pyramid import ViTPyramid
 from .regularizers.algorithms import (
     UMAE,
+    MutualInformationHead,
     RegularizedMAE,
     RegularizedSimMIM,
     UniformityHead,
     USimMIM,
 )
 from .regularizers.boundary import BoundaryMAEHead, BoundarySimMIMHead
-from .regularizers.mi_mae import MIMAE, MISimMIM, MutualInformationHead
+from .regularizers.mi_mae import MIMAE, MISimMIM
 from .resume import EpochSeedHook
 
 MASKINGS = (

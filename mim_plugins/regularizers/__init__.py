@@ -3,11 +3,14 @@
 from .boundary import boundary_weights
 from .bounds import club, infonce
 from .mutual_information import MutualInformationLoss
-from .terms import named_terms, term_losses
+from .step import FeatureTerm, Step, Term, named_terms, term_losses
 from .uniformity import UniformityLoss, global_feature, uniformity
 
 __all__ = [
+    "FeatureTerm",
     "MutualInformationLoss",
+    "Step",
+    "Term",
     "UniformityLoss",
     "boundary_weights",
     "club",

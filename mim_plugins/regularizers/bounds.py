@@ -13,7 +13,7 @@ from .gather import gather_rows, sum_over_ranks, world_size
 
 
 def infonce(
-    queries: Tensor, keys: Tensor, temperature: float = 0.1, gather_distributed: bool = False
+    queries: Tensor, keys: Tensor, *, temperature: float = 0.1, gather_distributed: bool = True
 ) -> Tensor:
     """Lower bound ``log n - CE`` on the mutual information of queries and keys, in nats.
 
@@ -30,7 +30,7 @@ def infonce(
         temperature: Of the softmax. Default: 0.1.
         gather_distributed: Take the keys of all ranks, which must have equally many; every
             rank must call this. The result is the mean over the own queries, its mean over
-            the ranks that of the global batch. Default: False.
+            the ranks that of the global batch. Default: True, without effect in one process.
 
     Returns:
         ``(...)`` float32, or float64 for float64 input. Zero rows are allowed.
@@ -74,7 +74,7 @@ def gaussian_log_likelihood(latents: Tensor, mean: Tensor, log_variance: Tensor)
 
 
 def club(
-    latents: Tensor, mean: Tensor, log_variance: Tensor, gather_distributed: bool = False
+    latents: Tensor, mean: Tensor, log_variance: Tensor, *, gather_distributed: bool = True
 ) -> Tensor:
     """Upper bound on the mutual information of latents z and inputs x, in nats.
 
@@ -96,7 +96,7 @@ def club(
         latents: ``(G, n, D)`` floating: G latents of each of n images (masks, tokens).
         mean, log_variance: q's, ``(G, n, D)``: of the input that each latent belongs to.
         gather_distributed: Take the moments over all ranks; every rank must call this and
-            receives the same value. Default: False.
+            receives the same value. Default: True, without effect in one process.
 
     Returns:
         Scalar, float32, or float64 for float64 input. One image alone gives 0.

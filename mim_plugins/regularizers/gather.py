@@ -8,18 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._check import check_bool
-
-
-def check_gather_distributed(gather_distributed: bool) -> bool:
-    """Return ``gather_distributed``; TypeError if no bool, ValueError if torch cannot do it."""
-    if check_bool("gather_distributed", gather_distributed) and not dist.is_available():
-        raise ValueError(
-            "gather_distributed=True needs a torch built with torch.distributed; "
-            "use gather_distributed=False"
-        )
-    return gather_distributed
-
 
 def world_size() -> int:
     """Number of processes, 1 if ``torch.distributed`` is not initialized."""

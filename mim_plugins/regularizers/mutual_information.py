@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._check import check_choice, check_int, check_positive, check_weight
+from .._check import check_bool, check_choice, check_int, check_positive, check_weight
 from ..masking.kernels import unit_features
 from .bounds import club, gaussian_log_likelihood, infonce
-from .gather import check_gather_distributed
-from .uniformity import global_feature
+from .step import Step, Term, in_float32
 
 TOKENS = ("mean", "cls", "each")
 CONDITIONS = ("visible", "image")
@@ -57,13 +56,13 @@ class PatchSetNetwork(nn.Module):
         if self.positions:
             waves = _positions(rows, cols, images.device)
             patches = torch.cat([patches, waves.expand(batch, -1, -1)], dim=2)
-        embedded = _apply(self.patch, patches)
+        embedded = in_float32(self.patch, patches)
         share = selected.view(-1, batch, rows * cols).to(embedded.dtype)
         share = share / share.sum(dim=2, keepdim=True).clamp(min=1)
-        return _apply(self.joint, torch.einsum("mbn,bnh->mbh", share, embedded).flatten(0, 1))
+        return in_float32(self.joint, torch.einsum("mbn,bnh->mbh", share, embedded).flatten(0, 1))
 
 
-class MutualInformationLoss(nn.Module):
+class MutualInformationLoss(Term):
     """The terms that MI-MAE adds to a reconstruction loss, each with its own weight.
 
     Z is a latent of the encoder under one of M masks of an image.
@@ -98,7 +97,6 @@ class MutualInformationLoss(nn.Module):
         token: Z is ``"mean"``, the mean of the visible patch tokens; ``"cls"``, the first
             token; or ``"each"``, a visible patch token drawn at random, in the mean over all
             (not for encoders that see the removed patches too). Default: ``"mean"``.
-        num_prefix_tokens: Tokens before the patch tokens. Default: 1, a [CLS].
         temperature: Of the InfoNCE critics. Default: 0.1.
         projection_dim: Compare latents after an MLP with this output dimension; None: as
             they are. Default: 256.
@@ -107,7 +105,9 @@ class MutualInformationLoss(nn.Module):
             Default: ``"visible"``, what the encoder sees.
         in_channels: C of the images. Default: 3.
         gather_distributed: Take the other images from all ranks, with gradient; the ranks'
-            batches must be equal in size. Default: False.
+            batches must be equal in size. Default: True.
+        weight: Factor of all four. Default: 1.
+        name: As of :class:`Term`. Default: ``"mutual_information"``.
 
     Raises:
         TypeError: If a weight is no number.
@@ -122,23 +122,27 @@ class MutualInformationLoss(nn.Module):
         >>> loss_fn(latent, images=images, mask=masks.mask, num_masks=4).backward()
     """
 
+    name = "mutual_information"
+
     def __init__(
         self,
         dim: int,
+        *,
         cross_weight: float = 0.1,
         output_weight: float = 0.0,
         input_weight: float = 0.001,
         variational_weight: float = 1.0,
         token: str = "mean",
-        num_prefix_tokens: int = 1,
         temperature: float = 0.1,
         projection_dim: int | None = 256,
         hidden_dim: int = 512,
         condition: str = "visible",
         in_channels: int = 3,
-        gather_distributed: bool = False,
+        gather_distributed: bool = True,
+        weight: float = 1.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight, name=name)
         self.cross_weight = check_weight("cross_weight", cross_weight)
         self.output_weight = check_weight("output_weight", output_weight)
         self.input_weight = check_weight("input_weight", input_weight)
@@ -150,11 +154,6 @@ class MutualInformationLoss(nn.Module):
             )
         check_choice("token", token, TOKENS)
         check_choice("condition", condition, CONDITIONS)
-        if check_int("num_prefix_tokens", num_prefix_tokens, 0) < (token == "cls"):
-            raise ValueError(
-                f"num_prefix_tokens must be at least {int(token == 'cls')} with token={token!r}, "
-                f"got {num_prefix_tokens}"
-            )
         for name, size in (
             ("dim", dim),
             ("hidden_dim", hidden_dim),
@@ -165,10 +164,9 @@ class MutualInformationLoss(nn.Module):
         self.dim = dim
         self.in_channels = in_channels
         self.token = token
-        self.num_prefix_tokens = num_prefix_tokens
         self.temperature = check_positive("temperature", temperature)
         self.condition = condition
-        self.gather_distributed = check_gather_distributed(gather_distributed)
+        self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
         self.projection: nn.Module = nn.Identity()
         if projection_dim is not None and (cross_weight or output_weight):
@@ -179,105 +177,47 @@ class MutualInformationLoss(nn.Module):
         if input_weight:
             self.variational = PatchSetNetwork(2 * dim, hidden_dim, in_channels)
 
-    @property
-    def weight(self) -> float:
-        """0 if there is nothing to compute."""
-        return self.cross_weight + self.output_weight + self.input_weight
+    def formula(self, step: Step) -> dict[str, Tensor]:
+        """``loss_<term>``, weighted, and ``<term>``, the detached estimate in nats; scalars.
 
-    def forward(
-        self,
-        tokens: Tensor,
-        images: Tensor | None = None,
-        mask: Tensor | None = None,
-        num_masks: int = 1,
-        separate: bool = False,
-        **step: object,
-    ) -> Tensor | dict[str, Tensor]:
-        """The sum of the weighted terms, a scalar, or with ``separate`` what :meth:`terms` says.
-
-        The other arguments are those of :meth:`terms`.
-        """
-        terms = self.terms(tokens, images=images, mask=mask, num_masks=num_masks, **step)
-        if separate:
-            return terms
-        parts = [part for name, part in terms.items() if not name.startswith("value_")]
-        return torch.stack(parts).sum() if parts else tokens.sum() * 0.0
-
-    def terms(
-        self,
-        tokens: Tensor,
-        images: Tensor | None = None,
-        mask: Tensor | None = None,
-        num_masks: int = 1,
-        **step: object,
-    ) -> dict[str, Tensor]:
-        """The weighted terms by name, and as ``value_<name>`` the estimates in nats.
-
-        Args:
-            tokens: ``(M * B, P + K, D)``, mask by mask: row ``m * B + b`` is image b; or
-                ``(M * B, D)``, one latent per image.
-            images: ``(B, C, H, W)``, or ``(M * B, C, H, W)`` with the images repeated; for
-                ``output`` and ``input``.
-            mask: ``(M * B, N)`` or ``(M * B, rows, cols)``, True or 1 = removed; for
-                ``output``, ``input`` and for encoders that see the removed patches too.
-            num_masks: M; at least 2 for ``cross``. Default: 1.
-            **step: Whatever else an adapter passes to every regularizer. Not used.
-
-        Returns:
-            Scalars, float32. ``value_...`` are detached.
+        ``cross`` needs a step of at least two masks, ``output`` and ``input`` one with images
+        and masks.
 
         Raises:
             ValueError: If what a term needs is missing, or shapes do not fit.
         """
-        if tokens.shape[-1] != self.dim:
+        if step.tokens.shape[-1] != self.dim:
             raise ValueError(
-                f"dim is {self.dim}, but the encoder's tokens have width {tokens.shape[-1]}"
+                f"dim is {self.dim}, but the encoder's tokens have width {step.tokens.shape[-1]}"
             )
-        if num_masks < 1 or len(tokens) % num_masks:
-            raise ValueError(
-                f"tokens must have shape ({num_masks} * B, ..., {self.dim}), got "
-                f"{tuple(tokens.shape)}"
-            )
-        with torch.autocast(tokens.device.type, enabled=False):
-            latents, pooled = self._latents(tokens, mask, num_masks)
-            terms: dict[str, Tensor] = {}
-            if self.cross_weight or self.output_weight:
-                queries = _apply(self.projection, latents).flatten(1, 2)
-                if self.cross_weight:
-                    keys = queries if self.token != "each" else _apply(self.projection, pooled)
-                    bound = self._cross(queries, keys)
-                    self._add(terms, "cross", bound, -self.cross_weight * bound)
-                if self.output_weight:
-                    bound = self._output(queries, *self._pixels(images, mask, num_masks))
-                    self._add(terms, "output", bound, -self.output_weight * bound)
-            if self.input_weight:
-                bound, nll = self._input(latents, *self._pixels(images, mask, num_masks))
-                self._add(terms, "input", bound, self.input_weight * bound.clamp(min=0.0))
-                terms["variational"] = self.variational_weight * nll
+        latents, pooled = self._latents(step)
+        terms: dict[str, Tensor] = {}
+        if self.cross_weight or self.output_weight:
+            queries = in_float32(self.projection, latents).flatten(1, 2)
+            if self.cross_weight:
+                keys = queries if self.token != "each" else in_float32(self.projection, pooled)
+                bound = self._cross(queries, keys)
+                terms |= {"loss_cross": -self.cross_weight * bound, "cross": bound.detach()}
+            if self.output_weight:
+                bound = self._output(queries, *self._pixels(step))
+                terms |= {"loss_output": -self.output_weight * bound, "output": bound.detach()}
+        if self.input_weight:
+            bound, nll = self._input(latents, *self._pixels(step))
+            loss = self.input_weight * bound.clamp(min=0.0)
+            terms |= {"loss_input": loss, "input": bound.detach()}
+            terms["loss_variational"] = self.variational_weight * nll
         return terms
 
-    @staticmethod
-    def _add(terms: dict[str, Tensor], name: str, value: Tensor, loss: Tensor) -> None:
-        terms[name] = loss
-        terms[f"value_{name}"] = value.detach()
-
-    def _latents(
-        self, tokens: Tensor, mask: Tensor | None, num_masks: int
-    ) -> tuple[Tensor, Tensor]:
+    def _latents(self, step: Step) -> tuple[Tensor, Tensor]:
         """Z ``(M, B, r, D)``, r latents per image and mask, and one for each ``(M, B, D)``."""
-        prefix = self.num_prefix_tokens
-        if tokens.ndim == 3 and mask is not None:
-            sees_removed = tokens.shape[1] - prefix == mask[0].numel()
-            if sees_removed and self.token == "each":
-                raise ValueError("token='each' needs an encoder that sees visible patches only")
-            mask = mask if sees_removed else None
-        token = "cls" if self.token == "cls" else "mean"
-        pooled = global_feature(tokens, token, prefix, mask).float()
-        pooled = pooled.view(num_masks, -1, self.dim)
-        if self.token != "each" or tokens.ndim == 2:
+        if self.token == "each" and step.sees_removed:
+            raise ValueError("token='each' needs an encoder that sees visible patches only")
+        pooled = step.pooled("cls" if self.token == "cls" else "mean").float()
+        pooled = pooled.view(step.num_masks, -1, self.dim)
+        if self.token != "each" or step.tokens.ndim == 2:
             return pooled[:, :, None], pooled
-        latents = tokens[:, prefix:].float()
-        return latents.view(num_masks, -1, *latents.shape[1:]), pooled
+        latents = step.tokens[:, step.num_prefix_tokens :].float()
+        return latents.view(step.num_masks, -1, *latents.shape[1:]), pooled
 
     def _cross(self, queries: Tensor, keys: Tensor) -> Tensor:
         num_masks = len(keys)
@@ -286,14 +226,18 @@ class MutualInformationLoss(nn.Module):
                 "cross_weight needs at least 2 masks per image, got num_masks=1; use "
                 "ComplementaryMasking(num_masks=4), or cross_weight=0"
             )
-        bounds = infonce(queries[:, None], keys[None], self.temperature, self.gather_distributed)
+        bounds = self._infonce(queries[:, None], keys[None])
         return (bounds.sum() - bounds.trace()) / (num_masks * (num_masks - 1))
 
     def _output(
         self, queries: Tensor, images: Tensor, visible: Tensor, grid: tuple[int, int]
     ) -> Tensor:
         keys = self.target(images, ~visible, grid).view(len(queries), len(images), -1)
-        return infonce(queries, keys, self.temperature, self.gather_distributed).mean()
+        return self._infonce(queries, keys).mean()
+
+    def _infonce(self, queries: Tensor, keys: Tensor) -> Tensor:
+        gather, temperature = self.gather_distributed, self.temperature
+        return infonce(queries, keys, temperature=temperature, gather_distributed=gather)
 
     def _input(
         self, latents: Tensor, images: Tensor, visible: Tensor, grid: tuple[int, int]
@@ -310,13 +254,13 @@ class MutualInformationLoss(nn.Module):
             t.transpose(1, 2).reshape(groups) for t in (latents, mean, log_variance)
         )
         # Detached: q learns from the likelihood alone.
-        bound = club(latents, mean.detach(), log_variance.detach(), self.gather_distributed)
+        gather = self.gather_distributed
+        bound = club(latents, mean.detach(), log_variance.detach(), gather_distributed=gather)
         return bound, nll
 
-    def _pixels(
-        self, images: Tensor | None, mask: Tensor | None, num_masks: int
-    ) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def _pixels(self, step: Step) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Images ``(B, C, H, W)``, visible patches ``(M * B, N)`` and the grid."""
+        images, mask, num_masks = step.images, step.mask, step.num_masks
         if images is None or mask is None:
             raise ValueError("input_weight and output_weight need images and mask, got None")
         if len(mask) % num_masks or len(images) not in (len(mask), len(mask) // num_masks):
@@ -344,18 +288,13 @@ class MutualInformationLoss(nn.Module):
 
     def extra_repr(self) -> str:
         weights = ("cross_weight", "output_weight", "input_weight", "variational_weight")
-        others = ("token", "num_prefix_tokens", "temperature", "condition", "gather_distributed")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in weights + others)
+        others = ("token", "temperature", "condition", "gather_distributed")
+        own = (f"{name}={getattr(self, name)!r}" for name in weights + others)
+        return ", ".join([super().extra_repr(), *own])
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
-
-
-def _apply(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` in the dtype of its weights (pure half-precision training), as float32."""
-    weight = next(module.parameters(), x)
-    return module(x.to(weight.dtype)).float()
 
 
 def _positions(rows: int, cols: int, device: torch.device) -> Tensor:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._check import check_choice, check_int, check_weight
-from .gather import check_gather_distributed, sum_over_ranks, world_size
+from .._check import check_bool
+from .._pool import pool as global_feature
+from .gather import sum_over_ranks, world_size
+from .step import FeatureTerm, Step, in_float32
 
-TOKENS = ("cls", "mean")
+__all__ = ["UniformityLoss", "global_feature", "uniformity"]
 
 
-def uniformity(features: Tensor, gather_distributed: bool = False) -> Tensor:
+def uniformity(features: Tensor, *, gather_distributed: bool = True) -> Tensor:
     """Mean squared cosine similarity of all pairs of features, L_unif of U-MAE.
 
     Zhang et al., "How Mask Matters: Towards Theoretical Understandings of Masked
@@ -30,7 +32,7 @@ def uniformity(features: Tensor, gather_distributed: bool = False) -> Tensor:
     Args:
         features: ``(n, D)`` floating, n >= 1, one row per image.
         gather_distributed: Take the pairs from all ranks. Then every rank must call this.
-            Without effect in a single process. Default: False.
+            Without effect in a single process. Default: True.
 
     Returns:
         Scalar between ``1 / min(n, D)`` (orthonormal features) and 1 (all on one line),
@@ -61,77 +63,26 @@ def uniformity(features: Tensor, gather_distributed: bool = False) -> Tensor:
         return products.square().sum() / num**2
 
 
-def global_feature(
-    tokens: Tensor, token: str = "cls", num_prefix_tokens: int = 1, mask: Tensor | None = None
-) -> Tensor:
-    """One feature per image from an encoder's output tokens.
-
-    Args:
-        tokens: ``(B, P + K, D)``: P prefix tokens, [CLS] first, then K patch tokens; or
-            ``(B, D)``, already one feature per image, which is returned unchanged.
-        token: ``"cls"`` takes the first token, ``"mean"`` the mean of the visible patch
-            tokens.
-        num_prefix_tokens: P, 0 for an encoder without [CLS]. Default: 1.
-        mask: ``(B, K)`` or ``(B, H, W)``, True or 1 = removed, for encoders that also see
-            the removed patches (SimMIM). The mean then leaves these out. Default: all K
-            tokens are visible (MAE).
-
-    Returns:
-        ``(B, D)``. The mean of an image without visible patch is zero.
-
-    Raises:
-        ValueError: If an argument is out of range or shapes do not fit.
-    """
-    _check_token(token, num_prefix_tokens)
-    if tokens.ndim == 2:
-        return tokens
-    if tokens.ndim != 3 or tokens.shape[1] <= (num_prefix_tokens if token == "mean" else 0):
-        raise ValueError(
-            f"tokens must have shape (B, D) or (B, {num_prefix_tokens} + K, D), "
-            f"got {tuple(tokens.shape)}"
-        )
-    if token == "cls":
-        return tokens[:, 0]
-    patches = tokens[:, num_prefix_tokens:]
-    # Sums of many float16 numbers lose precision.
-    patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    if mask is None:
-        return patches.mean(dim=1)
-    if mask.flatten(1).shape != patches.shape[:2]:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, but there are {patches.shape[1]} patch tokens "
-            f"in each of {len(patches)} images; leave mask out if the encoder sees visible "
-            "patches only"
-        )
-    visible = (~mask.flatten(1).bool()).to(patches.dtype)
-    total = torch.einsum("bk,bkd->bd", visible, patches)
-    return total / visible.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def _check_token(token: str, num_prefix_tokens: int) -> None:
-    check_choice("token", token, TOKENS)
-    if check_int("num_prefix_tokens", num_prefix_tokens, 0) == 0 and token == "cls":
-        raise ValueError(
-            "token='cls' needs an encoder with [CLS], got num_prefix_tokens=0; use token='mean'"
-        )
-
-
-class UniformityLoss(nn.Module):
+class UniformityLoss(FeatureTerm):
     """The term that U-MAE adds to a reconstruction loss: ``weight`` times Eq. 11.
 
-    See :func:`uniformity` for the formula and :func:`global_feature` for the feature taken.
+    See :func:`uniformity` for the formula, and docs/u-mae.md for the two options that repeat
+    the official code where it departs from the paper.
 
     Args:
-        weight: λ of Eq. 10, finite and at least 0. Default: 1, that is Eq. 11 itself. The
-            sources name values from 1e-5 to 1e-2 (docs/u-mae.md).
+        weight: λ of Eq. 10, finite and at least 0. The sources name values from 1e-5 to 1e-2
+            (docs/u-mae.md). Default: 0.01, the official script's.
         token: ``"cls"`` or ``"mean"`` (of the visible patch tokens). Default: ``"cls"``.
-        num_prefix_tokens: Tokens before the patch tokens. Default: 1, a [CLS].
-        gather_distributed: Take the pairs from all ranks, with gradient. Default: False.
+        gather_distributed: Take the pairs from all ranks, with gradient. Default: True.
+        official_gather: Divide the gradient, not the value, by the number of ranks W, as the
+            official gathering does: λ acts as λ / W. Default: False.
+        double_norm: [CLS] passes the encoder's final norm a second time, as in the official
+            code. Default: False.
+        name: Another name. Default: ``"uniformity"``.
 
     Raises:
-        TypeError: If ``weight`` is no number.
-        ValueError: If an argument is out of range, or ``gather_distributed`` is set and
-            torch lacks ``torch.distributed``.
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, or an option does not go with another.
 
     Example:
         >>> loss_fn = UniformityLoss(weight=1e-2)
@@ -139,47 +90,43 @@ class UniformityLoss(nn.Module):
         >>> loss_fn(latent).backward()
     """
 
+    name = "uniformity"
+
     def __init__(
         self,
-        weight: float = 1.0,
+        weight: float = 0.01,
+        *,
         token: str = "cls",
-        num_prefix_tokens: int = 1,
-        gather_distributed: bool = False,
+        gather_distributed: bool = True,
+        official_gather: bool = False,
+        double_norm: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
-        self.weight = check_weight("weight", weight)
-        _check_token(token, num_prefix_tokens)
-        self.token = token
-        self.num_prefix_tokens = num_prefix_tokens
-        self.gather_distributed = check_gather_distributed(gather_distributed)
+        super().__init__(weight, token=token, gather_distributed=gather_distributed, name=name)
+        self.official_gather = check_bool("official_gather", official_gather)
+        self.double_norm = check_bool("double_norm", double_norm)
+        if official_gather and not gather_distributed:
+            raise ValueError("official_gather=True needs gather_distributed=True")
+        if double_norm and token != "cls":
+            raise ValueError(f"double_norm=True needs token='cls', got {token!r}")
 
-    def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, num_masks: int = 1, **step: object
-    ) -> Tensor:
-        """The weighted term of a batch.
+    def features(self, step: Step) -> Tensor:
+        """``(M * B, D)``, one feature per mask and image."""
+        features = super().features(step)
+        if not self.double_norm:
+            return features
+        if step.final_norm is None:
+            raise ValueError("double_norm=True needs an encoder with a final norm")
+        return in_float32(step.final_norm, features)
 
-        Args:
-            tokens: ``(M * B, P + K, D)``, or features ``(M * B, D)``.
-            mask: ``(M * B, N)`` or ``(M * B, H, W)``, True or 1 = removed, for encoders that
-                see the removed patches too (K = N); see :func:`global_feature`. Ignored if
-                K < N: the tokens are the visible ones.
-            num_masks: M, masks per image, in the order of ``images.repeat(M, 1, 1, 1)``. The
-                term is the mean over the masks: pairs are of different images. Default: 1.
-            **step: Whatever else an adapter passes to every regularizer. Not used.
-
-        Returns:
-            Scalar.
-        """
-        if mask is not None and tokens.ndim == 3:
-            visible_only = tokens.shape[1] - self.num_prefix_tokens < mask[0].numel()
-            mask = None if visible_only else mask
-        features = global_feature(tokens, self.token, self.num_prefix_tokens, mask)
-        parts = [uniformity(f, self.gather_distributed) for f in features.chunk(num_masks)]
-        return self.weight * torch.stack(parts).mean()
+    def of_features(self, features: Tensor) -> Tensor:
+        """:func:`uniformity` of ``(B, D)``."""
+        loss = uniformity(features, gather_distributed=self.gather_distributed)
+        if not self.official_gather:
+            return loss
+        value = loss.detach()
+        return value + (loss - value) / world_size()
 
     def extra_repr(self) -> str:
-        return (
-            f"weight={self.weight}, token={self.token!r}, "
-            f"num_prefix_tokens={self.num_prefix_tokens}, "
-            f"gather_distributed={self.gather_distributed}"
-        )
+        official = [name for name in ("official_gather", "double_norm") if getattr(self, name)]
+        return ", ".join([super().extra_repr(), *(f"{name}=True" for name in official)])

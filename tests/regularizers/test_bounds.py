@@ -30,7 +30,7 @@ def infonce_by_hand(queries: torch.Tensor, keys: torch.Tensor, temperature: floa
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_infonce_equals_the_formula(each: int, temperature: float) -> None:
     queries, keys = normal(5 * each, 4), normal(5, 4, seed=1)
-    found = infonce(queries, keys, temperature).item()
+    found = infonce(queries, keys, temperature=temperature).item()
     assert found == pytest.approx(infonce_by_hand(queries, keys, temperature), abs=1e-10)
 
 
@@ -181,7 +181,7 @@ def test_infonce_cannot_exceed_the_logarithm_of_the_number_of_keys() -> None:
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
 def test_bad_temperature(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature must be positive and finite"):
-        infonce(torch.eye(2), torch.eye(2), temperature)
+        infonce(torch.eye(2), torch.eye(2), temperature=temperature)
 
 
 def test_bad_shapes() -> None:

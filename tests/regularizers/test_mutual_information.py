@@ -8,9 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from mim_plugins.masking import ComplementaryMasking
-from mim_plugins.regularizers import MutualInformationLoss, club, infonce, term_losses
+from mim_plugins.regularizers import (
+    MutualInformationLoss,
+    Step,
+    club,
+    infonce,
+    named_terms,
+    term_losses,
+)
 from mim_plugins.regularizers.mutual_information import PatchSetNetwork
-from mim_plugins.regularizers.terms import named_terms
 
 M, B, K, D = 4, 6, 16, 12
 ALL = {"cross_weight": 0.3, "output_weight": 0.2, "input_weight": 0.1, "variational_weight": 0.7}
@@ -29,6 +35,14 @@ def batch(images: int = B, grid: int = 8) -> dict:
     return {"tokens": tokens, "images": pixels, "mask": mask, "num_masks": M}
 
 
+def losses(module: MutualInformationLoss, **step: object) -> dict[str, torch.Tensor]:
+    return module(Step(**step))
+
+
+def total(module: MutualInformationLoss, tokens: torch.Tensor, **step: object) -> torch.Tensor:
+    return module(tokens, **step)
+
+
 def gradients(term: torch.Tensor, module: MutualInformationLoss, tokens: torch.Tensor) -> set[str]:
     """Who gets a nonzero gradient: the tokens, and which of the module's networks."""
     named = [("tokens", tokens), *module.named_parameters()]
@@ -45,17 +59,17 @@ def test_only_the_right_parameters_receive_each_gradient(token: str) -> None:
     module, inputs = loss_fn(**ALL, token=token), batch()
     with torch.no_grad():  # of a q that has learned nothing the estimate could be below 0
         module.input_weight = 0.1
-    terms = module.terms(**inputs)
+    terms = losses(module, **inputs)
     assert list(terms) == [
-        "cross", "value_cross", "output", "value_output", "input", "value_input", "variational",
+        "loss_cross", "cross", "loss_output", "output", "loss_input", "input", "loss_variational",
     ]  # fmt: skip
     tokens = inputs["tokens"]
-    assert gradients(terms["cross"], module, tokens) == {"tokens", "projection"}
-    assert gradients(terms["output"], module, tokens) == {"tokens", "projection", "target"}
-    assert gradients(terms["variational"], module, tokens) == {"variational"}
-    expected = {"tokens"} if terms["value_input"] > 0 else set()
-    assert gradients(terms["input"], module, tokens) == expected
-    assert not any(terms[name].requires_grad for name in terms if name.startswith("value_"))
+    assert gradients(terms["loss_cross"], module, tokens) == {"tokens", "projection"}
+    assert gradients(terms["loss_output"], module, tokens) == {"tokens", "projection", "target"}
+    assert gradients(terms["loss_variational"], module, tokens) == {"variational"}
+    expected = {"tokens"} if terms["input"] > 0 else set()
+    assert gradients(terms["loss_input"], module, tokens) == expected
+    assert not any(terms[name].requires_grad for name in ("cross", "output", "input"))
 
 
 def informative(images: int = 64) -> tuple[dict, MutualInformationLoss]:
@@ -68,7 +82,7 @@ def informative(images: int = 64) -> tuple[dict, MutualInformationLoss]:
     optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        module(**inputs).backward()
+        total(module, **inputs).backward()
         optimizer.step()
     inputs["tokens"].grad = None
     return inputs, module
@@ -76,23 +90,23 @@ def informative(images: int = 64) -> tuple[dict, MutualInformationLoss]:
 
 def test_the_variational_network_learns_and_its_bound_falls_with_the_information() -> None:
     inputs, module = informative()
-    terms = module.terms(**inputs)
-    assert terms["value_input"] > 1
-    assert gradients(terms["input"], module, inputs["tokens"]) == {"tokens"}
-    terms["input"].backward()
+    terms = losses(module, **inputs)
+    assert terms["input"] > 1
+    assert gradients(terms["loss_input"], module, inputs["tokens"]) == {"tokens"}
+    terms["loss_input"].backward()
     step = inputs["tokens"].detach() - 5.0 * inputs["tokens"].grad
-    assert module.terms(**{**inputs, "tokens": step})["value_input"] < terms["value_input"]
+    assert losses(module, **{**inputs, "tokens": step})["input"] < terms["input"]
     torch.manual_seed(2)
     unrelated = inputs["tokens"].detach()[torch.randperm(M * 64)]
-    assert module.terms(**{**inputs, "tokens": unrelated})["value_input"] < 1
+    assert losses(module, **{**inputs, "tokens": unrelated})["input"] < 1
 
 
 def test_an_estimate_below_zero_counts_as_zero() -> None:
     inputs, module = informative()
     backwards = -inputs["tokens"].detach().requires_grad_()  # q is wrong about all of them
-    terms = module.terms(**{**inputs, "tokens": backwards})
-    assert terms["value_input"] < -1
-    assert terms["input"] == 0
+    terms = losses(module, **{**inputs, "tokens": backwards})
+    assert terms["input"] < -1
+    assert terms["loss_input"] == 0
 
 
 @pytest.mark.parametrize("token", ["mean", "cls"])
@@ -106,10 +120,10 @@ def test_cross_is_the_mean_over_ordered_pairs_of_masks(
     latent = tokens[:, 0] if token == "cls" else tokens[:, 1:].mean(dim=1)
     parts = module.projection(latent).chunk(M)
     bounds = [infonce(parts[m], parts[n]) for m in range(M) for n in range(M) if m != n]
-    terms = module.terms(**inputs)
-    torch.testing.assert_close(terms["value_cross"], torch.stack(bounds).mean())
-    torch.testing.assert_close(terms["cross"], -0.1 * torch.stack(bounds).mean())
-    torch.testing.assert_close(module(**inputs), terms["cross"])
+    terms = losses(module, **inputs)
+    torch.testing.assert_close(terms["cross"], torch.stack(bounds).mean())
+    torch.testing.assert_close(terms["loss_cross"], -0.1 * torch.stack(bounds).mean())
+    torch.testing.assert_close(total(module, **inputs), terms["loss_cross"])
 
 
 def test_each_token_is_found_by_the_pooled_latents_of_other_masks() -> None:
@@ -121,7 +135,7 @@ def test_each_token_is_found_by_the_pooled_latents_of_other_masks() -> None:
         for n in range(M)
         if m != n
     ]
-    torch.testing.assert_close(module.terms(**inputs)["value_cross"], torch.stack(bounds).mean())
+    torch.testing.assert_close(losses(module, **inputs)["cross"], torch.stack(bounds).mean())
 
 
 @pytest.mark.parametrize("token", ["mean", "each"])
@@ -135,11 +149,11 @@ def test_input_is_club_of_the_visible_patches(token: str) -> None:
         latent = latent.mean(dim=2, keepdim=True)
     rows = [(latent[:, :, k], mean, log_variance) for k in range(latent.shape[2])]
     expected = club(*(torch.cat(part) for part in zip(*rows, strict=True)))
-    terms = module.terms(**inputs)
-    torch.testing.assert_close(terms["value_input"], expected)
-    torch.testing.assert_close(terms["input"], 2 * expected.clamp(min=0))
+    terms = losses(module, **inputs)
+    torch.testing.assert_close(terms["input"], expected)
+    torch.testing.assert_close(terms["loss_input"], 2 * expected.clamp(min=0))
     likelihood = torch.distributions.Normal(mean[:, :, None], (log_variance / 2).exp()[:, :, None])
-    torch.testing.assert_close(terms["variational"], -likelihood.log_prob(latent).mean())
+    torch.testing.assert_close(terms["loss_variational"], -likelihood.log_prob(latent).mean())
 
 
 def test_condition_decides_what_q_sees() -> None:
@@ -150,7 +164,7 @@ def test_condition_decides_what_q_sees() -> None:
     for condition, same in (("visible", True), ("image", False)):
         module = loss_fn(cross_weight=0.0, input_weight=1.0, condition=condition)
         values = [
-            module.terms(**first, images=images)["variational"]
+            losses(module, **first, images=images)["loss_variational"]
             for images in (inputs["images"], hidden_changed)
         ]
         assert torch.equal(*values) == same
@@ -158,19 +172,19 @@ def test_condition_decides_what_q_sees() -> None:
 
 def test_the_output_network_sees_removed_patches_only_and_not_where_they_are() -> None:
     inputs, module = batch(), loss_fn(output_weight=1.0, cross_weight=0.0, input_weight=0.0)
-    value = module.terms(**inputs)["value_output"]
+    value = losses(module, **inputs)["output"]
     visible = ~inputs["mask"].view(M, B, 1, 8, 8)[0]
     pixels = visible.repeat_interleave(4, 2).repeat_interleave(4, 3)
     one = {"tokens": inputs["tokens"][:B], "mask": inputs["mask"][:B], "num_masks": 1}
-    before = module.terms(**one, images=inputs["images"])["value_output"]
+    before = losses(module, **one, images=inputs["images"])["output"]
     changed = torch.where(pixels, torch.rand_like(inputs["images"]), inputs["images"])
-    assert torch.equal(module.terms(**one, images=changed)["value_output"], before)
+    assert torch.equal(losses(module, **one, images=changed)["output"], before)
     flipped = {"images": inputs["images"].flip(3), "mask": one["mask"].view(B, 8, 8).flip(2)}
     # Patches are mirrored by this too, so build images of constant patches.
     flat = F.interpolate(F.avg_pool2d(inputs["images"], 4), scale_factor=4)
-    here = module.terms(**one, images=flat)["value_output"]
+    here = losses(module, **one, images=flat)["output"]
     flipped["images"] = flat.flip(3)
-    there = module.terms(one["tokens"], **flipped, num_masks=1)["value_output"]
+    there = losses(module, tokens=one["tokens"], **flipped, num_masks=1)["output"]
     torch.testing.assert_close(here, there)
     assert math.isfinite(value)
 
@@ -186,11 +200,11 @@ def test_masks_alone_give_images_away_unless_they_are_shared() -> None:
         optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
         for _ in range(100):
             seen = (~masking(images).mask).float() @ positions
-            terms = module.terms(seen - 0.5 * positions.sum(dim=0), num_masks=2)
+            terms = losses(module, tokens=seen - 0.5 * positions.sum(dim=0), num_masks=2)
             optimizer.zero_grad()
-            terms["cross"].backward()
+            terms["loss_cross"].backward()
             optimizer.step()
-        found[shared] = terms["value_cross"].item()
+        found[shared] = terms["cross"].item()
     assert found[False] > 0.2  # nats, of images that are all the same
     assert found[True] == pytest.approx(0, abs=1e-5)
 
@@ -200,34 +214,34 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     module, inputs = loss_fn(**ALL), batch()
     inputs["tokens"] = (inputs["tokens"].detach() * 1e3).to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = module.terms(**inputs)
-    expected = module.terms(**{**inputs, "tokens": inputs["tokens"].detach().float()})
+        terms = losses(module, **inputs)
+    expected = losses(module, **{**inputs, "tokens": inputs["tokens"].detach().float()})
     for name, value in terms.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
-    module(**inputs).backward()
+    total(module, **inputs).backward()
     assert inputs["tokens"].grad.dtype == dtype
     assert torch.isfinite(inputs["tokens"].grad).all()
     low = copy.deepcopy(module).to(dtype)  # pure half-precision training
-    assert all(torch.isfinite(v) for v in low.terms(**inputs).values())
+    assert all(torch.isfinite(v) for v in losses(low, **inputs).values())
 
 
 @pytest.mark.parametrize("token", ["mean", "cls", "each"])
 def test_one_image_is_finite_and_teaches_q_only(token: str) -> None:
     module, inputs = loss_fn(**ALL, token=token), batch(images=1)
-    terms = module.terms(**inputs)
-    for name in ("value_cross", "value_output", "value_input"):
+    terms = losses(module, **inputs)
+    for name in ("cross", "output", "input"):
         assert terms[name] == 0
-    module(**inputs).backward()
+    total(module, **inputs).backward()
     assert inputs["tokens"].grad.abs().max() < 1e-6
-    assert torch.isfinite(terms["variational"])
+    assert torch.isfinite(terms["loss_variational"])
 
 
 def test_degenerate_input_is_finite() -> None:
     module, inputs = loss_fn(**ALL), batch()
     inputs["images"] = torch.full_like(inputs["images"], math.nan)
     inputs["tokens"] = torch.zeros_like(inputs["tokens"]).requires_grad_()
-    loss = module(**inputs)
+    loss = total(module, **inputs)
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(inputs["tokens"].grad).all()
@@ -235,10 +249,9 @@ def test_degenerate_input_is_finite() -> None:
 
 def test_weight_zero_has_no_parameters_and_no_term() -> None:
     module = loss_fn(cross_weight=0.0, input_weight=0.0, variational_weight=0.0)
-    assert module.weight == 0
     assert not list(module.parameters())
-    assert module.terms(**batch()) == {}
-    assert not term_losses(named_terms([module]), **{"latent": torch.zeros(4, 3, D)})
+    assert losses(module, **batch()) == {}
+    assert not term_losses(named_terms([module]), Step(torch.zeros(4, 3, D)))
     for name, networks in {
         "cross_weight": {"projection"},
         "output_weight": {"projection", "target"},
@@ -251,11 +264,11 @@ def test_weight_zero_has_no_parameters_and_no_term() -> None:
 
 def test_repeated_images_and_masks_on_a_grid_are_the_same() -> None:
     module, inputs = loss_fn(**ALL), batch()
-    expected = module(**inputs)
+    expected = total(module, **inputs)
     repeated = {**inputs, "images": inputs["images"].repeat(M, 1, 1, 1)}
-    assert torch.equal(module(**repeated), expected)
-    assert torch.equal(module(**{**inputs, "mask": inputs["mask"].view(-1, 8, 8)}), expected)
-    assert torch.equal(module(**{**inputs, "mask": inputs["mask"].float()}), expected)
+    assert torch.equal(total(module, **repeated), expected)
+    assert torch.equal(total(module, **{**inputs, "mask": inputs["mask"].view(-1, 8, 8)}), expected)
+    assert torch.equal(total(module, **{**inputs, "mask": inputs["mask"].float()}), expected)
 
 
 def test_encoders_that_see_removed_patches_are_pooled_over_the_visible_ones() -> None:
@@ -264,7 +277,9 @@ def test_encoders_that_see_removed_patches_are_pooled_over_the_visible_ones() ->
     everywhere = torch.randn(M * B, 1 + 64, D)
     visible = everywhere[:, 1:].gather(1, ids[:, :, None].expand(-1, -1, D))
     inputs["tokens"] = torch.cat([everywhere[:, :1], visible], dim=1)
-    torch.testing.assert_close(module(**{**inputs, "tokens": everywhere}), module(**inputs))
+    torch.testing.assert_close(
+        total(module, **{**inputs, "tokens": everywhere}), total(module, **inputs)
+    )
 
 
 def test_patch_set_network_ignores_unselected_patches_and_fits_any_grid() -> None:
@@ -284,7 +299,6 @@ def test_patch_set_network_ignores_unselected_patches_and_fits_any_grid() -> Non
         ({"output_weight": "1"}, TypeError, "output_weight must be a number, got '1'"),
         ({"variational_weight": 0}, ValueError, "variational_weight must be positive if input"),
         ({"token": "max"}, ValueError, "token must be one of .*'each'.*got 'max'"),
-        ({"token": "cls", "num_prefix_tokens": 0}, ValueError, "num_prefix_tokens must be at"),
         ({"condition": "pixels"}, ValueError, "condition must be one of .*got 'pixels'"),
         ({"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
         ({"projection_dim": 0}, ValueError, "projection_dim must be at least 1, got 0"),
@@ -298,17 +312,17 @@ def test_bad_arguments(arguments: dict, error: type[Exception], message: str) ->
 
 def test_bad_input() -> None:
     module, inputs = loss_fn(**ALL), batch()
-    with pytest.raises(ValueError, match=r"tokens must have shape \(5 \* B, ..., 12\), got"):
-        module(**{**inputs, "num_masks": 5})
+    with pytest.raises(ValueError, match=r"tokens must have shape \(5 \* B, P \+ K, D\) or"):
+        total(module, **{**inputs, "num_masks": 5})
     with pytest.raises(ValueError, match="dim is 12, but the encoder's tokens have width 13"):
-        module(**{**inputs, "tokens": torch.zeros(M * B, 5, D + 1)})
+        total(module, **{**inputs, "tokens": torch.zeros(M * B, 5, D + 1)})
     with pytest.raises(ValueError, match="cross_weight needs at least 2 masks per image"):
-        module(**{**inputs, "num_masks": 1})
+        total(module, **{**inputs, "num_masks": 1})
     with pytest.raises(ValueError, match="need images and mask, got None"):
         module(inputs["tokens"], num_masks=M)
     with pytest.raises(ValueError, match="images and mask must have B and 4 \\* B rows"):
-        module(**{**inputs, "images": torch.zeros(5, 3, 32, 32)})
+        total(module, **{**inputs, "images": torch.zeros(5, 3, 32, 32)})
     with pytest.raises(ValueError, match="mask must cover the images' square patches"):
-        module(**{**inputs, "mask": torch.zeros(M * B, 60)})
+        total(module, **{**inputs, "mask": torch.zeros(M * B, 60)})
     with pytest.raises(ValueError, match="token='each' needs an encoder that sees visible"):
-        loss_fn(token="each")(**{**inputs, "tokens": torch.zeros(M * B, 65, D)})
+        total(loss_fn(token="each"), **{**inputs, "tokens": torch.zeros(M * B, 65, D)})

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mim_plugins.masking import ComplementaryMasking
-from mim_plugins.regularizers import MutualInformationLoss
+from mim_plugins.regularizers import MutualInformationLoss, Step
 
 from ..two_processes import TwoProcesses
 
@@ -24,20 +24,17 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.Sequential(nn.Linear(48, 16), nn.GELU(), nn.Linear(16, D))
-        self.terms = MutualInformationLoss(
-            D, hidden_dim=16, num_prefix_tokens=0, gather_distributed=gather, **arguments
-        )
+        self.terms = MutualInformationLoss(D, hidden_dim=16, gather_distributed=gather, **arguments)
 
     def forward(self, images: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> dict:
         batch = len(images)
         patches = nn.functional.unfold(images, 4, stride=4).mT.repeat(M, 1, 1)
         visible = patches.gather(1, ids.flatten(0, 1)[:, :, None].expand(-1, -1, 48))
         tokens = self.encoder(visible)
-        terms = self.terms.terms(
-            tokens, images=images, mask=mask.reshape(M * batch, -1), num_masks=M
-        )
-        # What the step adds up, as MutualInformationLoss.forward does.
-        return {**terms, "sum": sum(v for k, v in terms.items() if "value" not in k)}
+        mask = mask.reshape(M * batch, -1)
+        step = Step(tokens, images=images, mask=mask, num_masks=M, num_prefix_tokens=0)
+        terms = self.terms(step)
+        return {**terms, "sum": sum(v for k, v in terms.items() if k.startswith("loss"))}
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -57,7 +54,7 @@ def likely(model: Model) -> None:
     optimizer = torch.optim.Adam(model.terms.variational.parameters(), lr=1e-2)
     for _ in range(50):
         optimizer.zero_grad()
-        model(images, ids, mask)["variational"].backward()
+        model(images, ids, mask)["loss_variational"].backward()
         optimizer.step()
     model.zero_grad()
     model.terms.gather_distributed = gather
@@ -93,7 +90,7 @@ def test_terms_and_gradients_equal_one_process(results: list[dict], name: str, c
     single = Model(True, **case)
     likely(single)
     terms, gradients = run(single, slice(0, 12))
-    assert terms["value_input"] > 0.1
+    assert terms["input"] > 0.1
     for key, value in terms.items():
         ranks = torch.stack([rank[name, True][0][key] for rank in results])
         torch.testing.assert_close(ranks.mean(), value, rtol=1e-5, atol=1e-6)
@@ -106,6 +103,6 @@ def test_terms_and_gradients_equal_one_process(results: list[dict], name: str, c
             local_differs.append((found - expected).abs().max())
     assert max(local_differs) > 1e-4  # the comparison can fail
     # Each rank's InfoNCE is of its own queries, the upper bound is the global one.
-    values = [rank[name, True][0]["value_input"] for rank in results]
+    values = [rank[name, True][0]["input"] for rank in results]
     assert torch.equal(*values)
-    assert results[0][name, True][0]["value_cross"] != results[1][name, True][0]["value_cross"]
+    assert results[0][name, True][0]["cross"] != results[1][name, True][0]["cross"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mim_plugins.regularizers import UniformityLoss, global_feature, uniformity
+from mim_plugins.regularizers import UniformityLoss, uniformity
 
 
 def brute_force(features: torch.Tensor) -> float:
@@ -127,23 +127,6 @@ def test_descending_the_gradient_spreads_collapsed_features() -> None:
     assert uniformity(features).item() == pytest.approx(1 / 4, abs=1e-3)
 
 
-def test_global_feature_takes_cls_or_the_mean_of_visible_tokens() -> None:
-    tokens = torch.arange(2 * 4 * 3, dtype=torch.float32).view(2, 4, 3)
-    assert torch.equal(global_feature(tokens), tokens[:, 0])
-    assert torch.equal(global_feature(tokens, "mean"), tokens[:, 1:].mean(dim=1))
-    assert torch.equal(global_feature(tokens, "mean", 0), tokens.mean(dim=1))
-    assert torch.equal(global_feature(tokens, "mean", 2), tokens[:, 2:].mean(dim=1))
-    mask = torch.tensor([[True, False, False], [True, True, True]])
-    feature = global_feature(tokens, "mean", mask=mask)
-    assert torch.equal(feature[0], tokens[0, 2:].mean(dim=0))
-    assert torch.equal(feature[1], torch.zeros(3))  # nothing visible
-    grid = torch.tensor([[[0, 1], [1, 0]], [[1, 0], [0, 0]]])
-    feature = global_feature(tokens, "mean", 0, mask=grid)
-    assert torch.equal(feature[0], (tokens[0, 0] + tokens[0, 3]) / 2)
-    features = torch.randn(5, 3)
-    assert global_feature(features, "mean") is features
-
-
 @pytest.mark.parametrize("token", ["cls", "mean"])
 def test_module_is_weight_times_the_function(token: str) -> None:
     tokens = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(8))
@@ -163,6 +146,18 @@ def test_weight_zero_gives_zero_gradient() -> None:
     assert torch.equal(tokens.grad, torch.zeros_like(tokens))
 
 
+def test_double_norm_is_the_final_norm_of_the_class_token() -> None:
+    tokens = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(9))
+    norm = torch.nn.LayerNorm(8)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    loss = UniformityLoss(weight=1.0, double_norm=True)(tokens, final_norm=norm)
+    once = UniformityLoss(weight=1.0)(tokens)
+    assert (loss - once).abs() > 1e-3
+    centred = tokens[:, 0] - tokens[:, 0].mean(dim=1, keepdim=True)
+    scaled = centred * norm.weight / (tokens[:, 0].var(dim=1, correction=0)[:, None] + 1e-5).sqrt()
+    assert loss.item() == pytest.approx(brute_force(scaled.detach()), abs=1e-6)
+
+
 def test_gather_without_a_process_group_is_the_local_loss() -> None:
     features = torch.randn(4, 8)
     assert torch.equal(uniformity(features, gather_distributed=True), uniformity(features))
@@ -179,23 +174,17 @@ def test_bad_arguments() -> None:
         UniformityLoss(weight="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token must be one of.*got 'max'"):
         UniformityLoss(token="max")
-    with pytest.raises(ValueError, match="num_prefix_tokens must be at least 0, got -1"):
-        UniformityLoss(token="mean", num_prefix_tokens=-1)
-    with pytest.raises(ValueError, match=r"needs an encoder with \[CLS\]"):
-        UniformityLoss(num_prefix_tokens=0)
+    with pytest.raises(TypeError, match="positional"):
+        UniformityLoss(0.1, "mean")  # type: ignore[misc]
+    with pytest.raises(ValueError, match="official_gather=True needs gather_distributed=True"):
+        UniformityLoss(official_gather=True, gather_distributed=False)
+    with pytest.raises(ValueError, match="double_norm=True needs token='cls', got 'mean'"):
+        UniformityLoss(double_norm=True, token="mean")
+    with pytest.raises(ValueError, match="double_norm=True needs an encoder with a final norm"):
+        UniformityLoss(double_norm=True)(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"features must have shape.*got \(0, 3\)"):
         uniformity(torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"features must have shape.*got \(3,\)"):
         uniformity(torch.zeros(3))
     with pytest.raises(TypeError, match="floating, got torch.int64"):
         uniformity(torch.zeros(3, 2, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"tokens must have shape.*got \(2, 1, 3\)"):
-        global_feature(torch.zeros(2, 1, 3), "mean")
-    with pytest.raises(ValueError, match="mask has shape.*there are 3 patch tokens"):
-        global_feature(torch.zeros(2, 4, 3), "mean", mask=torch.zeros(2, 9))
-
-
-def test_gather_needs_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="gather_distributed=True needs"):
-        UniformityLoss(gather_distributed=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mim_plugins.regularizers import UniformityLoss, uniformity
@@ -32,10 +33,31 @@ def worker(rank: int) -> dict:
             loss.backward()
             gradients = [p.grad.clone() for p in ddp.module.parameters()]
             results[split, gather] = loss.detach(), gradients
+    results["official"] = official()
     # Different upstream gradients: the gradient is that of the sum of both ranks' losses.
     features = batch()[rank * 7 : rank * 7 + 7].double().requires_grad_()
     ((rank + 1) * uniformity(features, gather_distributed=True)).backward()
     return results | {"features": features.grad}
+
+
+def official() -> tuple[dict, dict]:
+    """Ours, and the official gathering as it is described: own rows only have a gradient."""
+    rank = dist.get_rank()
+    rows, found = slice(7 * rank, 7 * rank + 7), {}
+    for name in ("ours", "theirs"):
+        ddp = nn.parallel.DistributedDataParallel(model())
+        features = ddp(batch()[rows])
+        if name == "ours":
+            loss = UniformityLoss(weight=0.5, official_gather=True)(features)
+        else:
+            gathered = [torch.empty_like(features) for _ in range(2)]
+            dist.all_gather(gathered, features.detach())
+            gathered[rank] = features
+            unit = nn.functional.normalize(torch.cat(gathered), dim=1)
+            loss = 0.5 * (unit @ unit.T).square().mean()
+        loss.backward()
+        found[name] = [loss.detach(), *(p.grad.clone() for p in ddp.module.parameters())]
+    return found["ours"], found["theirs"]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +83,18 @@ def test_loss_and_gradients_equal_one_process(results: list[dict], split: int, r
         for gradient, parameter in zip(local_gradients, single.parameters(), strict=True)
     ]
     assert max(differences) > 1e-4
+
+
+def test_official_gather_is_the_official_gathering(results: list[dict]) -> None:
+    """The same loss, half the gradient of the exact one on two processes."""
+    for rank in results:
+        ours, theirs = rank["official"]
+        for found, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+        loss, gradients = rank[7, True]
+        torch.testing.assert_close(ours[0], loss)
+        for found, exact in zip(ours[1:], gradients, strict=True):
+            torch.testing.assert_close(found, exact / 2, rtol=1e-5, atol=1e-7)
 
 
 def test_gradient_is_that_of_the_sum_of_all_losses(results: list[dict]) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mim_plugins import masking, mixmask, regularizers
 from mim_plugins.masking import ComplementaryMasking, Masking, PatchMask
 from mim_plugins.mixmask import Mixer
+from mim_plugins.regularizers import Term
 
 Build = Callable[..., Any]
 Use = Callable[[Any], Any]
@@ -135,10 +136,10 @@ def draw_mix(made: Mixer) -> None:
 
 
 def add_term(made: Any) -> None:
-    prefix, dim = made.num_prefix_tokens, getattr(made, "dim", 8)
     masks = ComplementaryMasking(4, patch_size=8)(images())
-    tokens = torch.rand(16, prefix + 4, dim, requires_grad=True)
-    loss = made(tokens, images=images(), mask=masks.mask, num_masks=4)
+    tokens = torch.rand(16, 1 + 4, getattr(made, "dim", 8), requires_grad=True)
+    given = {"images": images(), "mask": masks.mask, "final_norm": nn.Identity()}
+    loss = made(tokens, num_masks=4, **given)
     loss.backward()
     finite([loss.detach(), tokens.grad])
 
@@ -152,7 +153,7 @@ FAMILIES: tuple[tuple[type, Use], ...] = (
     (Masking, draw_mask),
     (Mixer, draw_mix),
     (mixmask.MixMaskLoss, mix_loss),
-    (nn.Module, add_term),
+    (Term, add_term),
 )
 
 
@@ -176,7 +177,7 @@ def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def framework_free() -> Iterator[Component]:
     for module in (masking, mixmask, regularizers):
         for name, cls in public(module):
-            data = name in ("PatchMask", "Mix")
+            data = name in ("PatchMask", "Mix", "Step", "Term", "FeatureTerm")
             if inspect.isabstract(cls) or data or not cls.__module__.startswith(module.__name__):
                 continue
             if not name.startswith("_"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import mim_plugins.lightly as adapter
@@ -18,7 +18,7 @@ from mim_plugins.masking import RandomMasking
 from ..lightly import siamese
 from ..lightly.modules import MAE
 from .fuzz import FAMILIES as FREE
-from .fuzz import Component, add_term, component, finite, images, in_family
+from .fuzz import Component, component, finite, images, in_family
 
 
 class Photos(Dataset):
@@ -82,8 +82,7 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 }
 FAMILIES: tuple[tuple[Any, Any], ...] = (
     (pl.Callback, fit),
-    *(entry for entry in FREE if entry[0] is not nn.Module),
-    ((adapter.MutualInformationLoss, adapter.UniformityLoss), add_term),
+    *FREE,
 )
 
 

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from mim_plugins.masking import Masking
 from mim_plugins.mixmask import Mixer
+from mim_plugins.regularizers import Term
 
 from ..mmpretrain import models, siamese
 from ..mmpretrain.regularizers.test_regularized import build_simmim
@@ -180,11 +181,10 @@ FAMILIES: tuple[tuple[Any, Any, Any], ...] = (
     (Hook, plain(HOOKS), hook),
     (TestLoop, build_loop, test_loop),
     (BaseMetric, plain(METRICS), metric),
+    (Term, plain(MODELS), add_term),
 )
 # Components that derive from nothing in particular.
 OTHERS: dict[str, tuple[Any, Any]] = {
-    "UniformityHead": (plain(MODELS), add_term),
-    "MutualInformationHead": (plain(MODELS), add_term),
     "SimMIMViT": (lambda name, **arguments: build_simmim({"type": "SimMIM"}, vit=True), step),
     "ViTPyramid": (plain(mmengine.registry.MODELS), pyramid),
     "MixMask": (plain(BATCH_AUGMENTS), augment),

@@ -50,7 +50,7 @@ def extract_features(
             output = module.backbone(images)
         else:
             output = module(images)
-        return pool(output).float()
+        return pool(output)
 
 
 class _Watch(Callback):

@@ -10,8 +10,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ...regularizers import named_terms, term_losses
-from ..watch import encoders, removed_patches
+from ...regularizers import Step, named_terms, term_losses
+from ..watch import encoders, final_norm, has_class_token, prefix_tokens, removed_patches
 
 
 class Regularization:
@@ -22,8 +22,8 @@ class Regularization:
     """
 
     def __init__(self, model: LightningModule, regularizers: Sequence[nn.Module]) -> None:
-        terms = named_terms(regularizers)
-        encoders(model)  # fails here rather than in the first step
+        found = encoders(model)  # fails here rather than in the first step
+        terms = named_terms(regularizers, class_token=all(map(has_class_token, found)))
         if hasattr(model, "regularizers"):
             raise ValueError(f"{type(model).__name__} has an attribute regularizers already")
         self.names = list(terms)
@@ -33,11 +33,11 @@ class Regularization:
         return str(self.names)
 
     @contextmanager
-    def recording(self, model: LightningModule) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    def recording(self, model: LightningModule) -> Iterator[list[dict[str, Any]]]:
         """Note what the encoder returns for masked images, and what it was given."""
-        record: list[tuple[Tensor, dict[str, Any]]] = []
+        record: list[dict[str, Any]] = []
 
-        def recorded(encoder: nn.Module) -> Any:
+        def recorded(encoder: Any) -> Any:
             stock = encoder.encode
 
             def encode(
@@ -49,13 +49,21 @@ class Regularization:
                 tokens = stock(images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
                 masked = any(given is not None for given in (idx_mask, idx_keep, mask))
                 if masked and tokens.requires_grad:
-                    removed = removed_patches(encoder, len(images), idx_mask, idx_keep, mask)
-                    record.append((tokens, {"images": images, "mask": removed}))
+                    record.append(
+                        {
+                            "tokens": _in_order(tokens, idx_keep, encoder),
+                            "images": images,
+                            "mask": removed_patches(encoder, len(images), idx_mask, idx_keep, mask),
+                            "num_prefix_tokens": prefix_tokens(encoder),
+                            "class_token": has_class_token(encoder),
+                            "final_norm": final_norm(encoder),
+                        }
+                    )
                 return tokens
 
             return encode
 
-        found = encoders(model)
+        found: list[Any] = encoders(model)
         before = [vars(encoder).get("encode") for encoder in found]
         for encoder in found:
             encoder.encode = recorded(encoder)
@@ -69,11 +77,7 @@ class Regularization:
                     encoder.encode = own
 
     def add_terms(
-        self,
-        model: LightningModule,
-        output: Any,
-        record: list[tuple[Tensor, dict[str, Any]]],
-        num_masks: int,
+        self, model: Any, output: Any, record: list[dict[str, Any]], num_masks: int
     ) -> Any:
         """The stock step's output with all terms in its loss; each is logged."""
         if not any(term.weight for term in model.regularizers.values()):
@@ -83,17 +87,18 @@ class Regularization:
                 f"regularizers need one encoding of masked images in each training step, got "
                 f"{len(record)}"
             )
-        latent, step = record[0]
-        step["images"] = step["images"][: len(latent) // num_masks]
-        losses = term_losses(model.regularizers, latent, num_masks=num_masks, **step)
+        images = record[0].pop("images")
+        rows = len(images)
+        step = Step(images=images[: rows // num_masks], num_masks=num_masks, **record[0])
+        losses = term_losses(model.regularizers, step)
         for name, value in losses.items():
-            model.log(name, value.detach(), sync_dist=True, batch_size=len(latent))
+            model.log(name, value.detach(), sync_dist=True, batch_size=rows)
         total = sum(value for name, value in losses.items() if name.startswith("loss_"))
         if isinstance(output, dict):
             return {**output, "loss": output["loss"] + total}
         return output + total
 
-    def add_parameters(self, model: LightningModule, configured: Any) -> None:
+    def add_parameters(self, model: Any, configured: Any) -> None:
         """Let the stock module's first optimizer train the regularizers' weights too.
 
         In its first group of parameters, with that one's learning rate and weight decay.
@@ -107,6 +112,19 @@ class Regularization:
             return  # the module handed over all its parameters
         # Not a group of their own: schedulers have counted the groups.
         optimizer.param_groups[0]["params"].extend(parameters)
+
+
+def _in_order(tokens: Tensor, idx_keep: Tensor | None, encoder: Any) -> Tensor:
+    """Tokens with the prefix tokens first, whatever the order of ``idx_keep``.
+
+    lightly's mask functions keep token 0 in its place, and shuffle or drop others of several
+    prefix tokens (registers) with the patches. All then go to their places in the sequence.
+    """
+    if idx_keep is None or prefix_tokens(encoder) < 2:
+        return tokens
+    batch, _, dim = tokens.shape
+    whole = tokens.new_zeros(batch, encoder.sequence_length, dim)
+    return whole.scatter(1, idx_keep[:, :, None].expand(-1, -1, dim), tokens)
 
 
 def _first_optimizer(configured: Any) -> torch.optim.Optimizer | None:

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..._observe import observing, preserve_rng
 from ..._pool import pool
+from ..encoders import num_prefix_tokens
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -72,7 +73,7 @@ def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Ten
         output = _encode(model, images)
         if isinstance(output, list | tuple):
             output = output[-1]
-        return pool(output, token, _prefix_tokens(model.backbone)).float()
+        return pool(output, token, num_prefix_tokens(model.backbone))
 
 
 def _encode(model: nn.Module, images: Tensor) -> Any:
@@ -88,12 +89,6 @@ def _encode(model: nn.Module, images: Tensor) -> Any:
         finally:
             SparseHelper._cur_active = active
     return model.extract_feat(images)
-
-
-def _prefix_tokens(backbone: nn.Module) -> int:
-    if getattr(backbone, "cls_token", None) is None:
-        return 0
-    return getattr(backbone, "num_extra_tokens", 1)
 
 
 def _autocast(runner: Runner) -> Any:

@@ -7,34 +7,53 @@ from typing import Any
 
 import torch
 from mmpretrain.models.heads import MAEPretrainHead
-from mmpretrain.models.selfsup import MAE, MAEHiViT, MAEViT, SimMIM, SimMIMSwinTransformer
+from mmpretrain.models.selfsup import (
+    MAE,
+    BaseSelfSupervisor,
+    MAEHiViT,
+    MAEViT,
+    SimMIM,
+    SimMIMSwinTransformer,
+)
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from ... import regularizers as core
 from ..._check import check_list, check_weight
-from ...regularizers import UniformityLoss, named_terms, term_losses
+from ...masking import PatchMask
+from ...regularizers import (
+    MutualInformationLoss,
+    Step,
+    UniformityLoss,
+    named_terms,
+    term_losses,
+)
+from ..encoders import num_prefix_tokens
+from ..masking.backbones import MaskedMAEHiViT, MaskedMAEViT
 from ..masking.simmim_vit import SimMIMViT
 
+for _name in core.__all__:
+    _term = getattr(core, _name)
+    if hasattr(_term, "name"):  # a term, and no base class or function
+        MODELS.register_module(module=_term)
 
-@MODELS.register_module()
-class UniformityHead(UniformityLoss):
-    """The uniformity term of U-MAE as a regularizer, gathered over all ranks by default.
-
-    Args:
-        weight (float): Weight of the term, the paper's lambda. Defaults to 1.
-        token (str): ``'cls'`` or ``'mean'`` of the visible patch tokens. Defaults to
-            ``'cls'``.
-        gather_distributed (bool): Take the pairs of the global batch. Defaults to True.
-    """
-
-    def __init__(
-        self, weight: float = 1.0, token: str = "cls", gather_distributed: bool = True
-    ) -> None:
-        super().__init__(weight, token, gather_distributed=gather_distributed)
+# Under the names of mmpretrain's own parts too.
+UniformityHead = UniformityLoss
+MutualInformationHead = MutualInformationLoss
+MODELS.register_module(name="UniformityHead", module=UniformityLoss)
+MODELS.register_module(name="MutualInformationHead", module=MutualInformationLoss)
 
 
-class _Regularized:
+class _Logged(dict):
+    """Log entries, fetched from the device together when the runner reads them."""
+
+    def items(self) -> Any:
+        values = torch.cat([value.detach().reshape(1) for value in self.values()])
+        return dict(zip(self, values.cpu(), strict=True)).items()
+
+
+class _Regularized(BaseSelfSupervisor):
     """``regularizers=[...]`` for an algorithm."""
 
     def __init__(
@@ -46,17 +65,40 @@ class _Regularized:
             if not isinstance(term, (dict, nn.Module)):
                 raise TypeError(f"regularizers must be configs of terms, got {term!r}")
         built = [MODELS.build(term) if isinstance(term, dict) else term for term in terms]
-        self.regularizers = named_terms(built)
+        self.num_prefix_tokens = num_prefix_tokens(self.backbone)
+        self.regularizers = named_terms(built, class_token=self.num_prefix_tokens > 0)
+
+    def _terms(self, latent: Tensor, **step: Any) -> dict[str, Tensor]:
+        step["num_prefix_tokens"] = self.num_prefix_tokens
+        if getattr(self.backbone, "final_norm", False):
+            step["final_norm"] = self.backbone.norm1
+        return term_losses(self.regularizers, Step(latent, **step))
+
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """As upstream's."""
+        loss, logged = super().parse_losses(losses)
+        return loss, _Logged(logged)
 
 
-class _UniformityPreset:
+class _UniformityPreset(_Regularized):
     """The uniformity term as the only regularizer, by its weight."""
 
     def __init__(
-        self, *args: Any, uniformity_weight: float = 0.01, token: str = "cls", **kwargs: Any
+        self,
+        *args: Any,
+        uniformity_weight: float = 0.01,
+        token: str = "cls",
+        official_gather: bool = False,
+        double_norm: bool = False,
+        **kwargs: Any,
     ) -> None:
         check_weight("uniformity_weight", uniformity_weight)
-        term = {"type": "UniformityHead", "weight": uniformity_weight, "token": token}
+        term = UniformityLoss(
+            uniformity_weight,
+            token=token,
+            official_gather=official_gather,
+            double_norm=double_norm,
+        )
         super().__init__(*args, regularizers=[term], **kwargs)
 
 
@@ -66,8 +108,9 @@ class RegularizedMAE(_Regularized, MAE):
 
     ``UniformityHead`` is logged as ``loss_uniformity``. A term of weight 0 is left out, so
     that the step is the stock one bit for bit. The backbone may draw several masks per image
-    (``ComplementaryMasking``): targets are computed once for all of them. With a stock
-    ``MAEViT`` of ``mask_ratio=0``, a plain autoencoder, the loss is taken over all patches.
+    (``ComplementaryMasking``): targets are computed once for all of them. Masks that come
+    with the data, as for SimMIM, take the place of the backbone's. Where nothing is removed
+    (``mask_ratio=0``), a plain autoencoder, the loss is taken over all patches.
 
     Args:
         *args, **kwargs: Those of ``MAE``.
@@ -75,8 +118,10 @@ class RegularizedMAE(_Regularized, MAE):
             ``[dict(type='UniformityHead', weight=0.01)]``. Defaults to none.
 
     Raises:
-        TypeError: If the backbone is one of SimMIM.
-        ValueError: If two terms have the same type.
+        TypeError: If the backbone is one of SimMIM, or masks come with the data and it is none
+            of this package.
+        ValueError: If two terms have the same name, one takes [CLS] and the backbone has
+            none, or only some images have masks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -91,15 +136,29 @@ class RegularizedMAE(_Regularized, MAE):
         self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
         """Reconstruction loss ``loss`` and one entry per term, to be summed by the runner."""
-        latent, mask, ids_restore = self.backbone(inputs)
+        given = self._given_mask(data_samples)
+        latent, mask, ids_restore = self.backbone(inputs, *given)
         prediction = self.neck(latent, ids_restore)
-        target = mask if self.backbone.mask_ratio else torch.ones_like(mask)
+        sees_all = latent.shape[1] - self.num_prefix_tokens == mask.shape[1]
+        target = torch.ones_like(mask) if sees_all else mask
         losses = {"loss": self._reconstruction_loss(prediction, inputs, target)}
         step = {"images": inputs, "prediction": prediction, "mask": mask}
-        losses.update(
-            term_losses(self.regularizers, latent, **step, num_masks=len(latent) // len(inputs))
-        )
+        losses.update(self._terms(latent, **step, num_masks=len(latent) // len(inputs)))
         return losses
+
+    def _given_mask(self, data_samples: list[DataSample] | None) -> tuple[PatchMask, ...]:
+        """The masks that came with the data, if any did."""
+        masks = [s.mask for s in data_samples or () if s is not None and "mask" in s]
+        if not masks:
+            return ()
+        if len(masks) < len(data_samples or ()):
+            raise ValueError("data_samples must have a mask each, or none of them, got some")
+        if not isinstance(self.backbone, (MaskedMAEViT, MaskedMAEHiViT)):
+            raise TypeError(
+                f"{type(self.backbone).__name__} draws its own masks, but data_samples have masks: "
+                "use MaskedMAEViT or MaskedMAEHiViT"
+            )
+        return (PatchMask.from_mask(torch.stack(masks).flatten(1).bool()),)
 
     def _reconstruction_loss(self, prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
         num_masks = len(mask) // len(images)
@@ -121,6 +180,8 @@ class UMAE(_UniformityPreset, RegularizedMAE):
         uniformity_weight (float): The paper's lambda on l2-normalised features. Its sources
             disagree, see docs/u-mae.md. Defaults to 0.01, the official script's.
         token (str): ``'cls'`` or ``'mean'``. Defaults to ``'cls'``.
+        official_gather, double_norm (bool): As of
+            :class:`mim_plugins.regularizers.UniformityLoss`. Default to False.
     """
 
 
@@ -138,7 +199,7 @@ class RegularizedSimMIM(_Regularized, SimMIM):
 
     Raises:
         TypeError: If the backbone is one of MAE.
-        ValueError: If two terms have the same type, or one takes [CLS] and the backbone has
+        ValueError: If two terms have the same name, or one takes [CLS] and the backbone has
             none.
     """
 
@@ -149,15 +210,6 @@ class RegularizedSimMIM(_Regularized, SimMIM):
                 "backbone must be one of SimMIM, SimMIMSwinTransformer or SimMIMViT, got "
                 f"{type(self.backbone).__name__}: use RegularizedMAE, UMAE or MIMAE"
             )
-        if getattr(self.backbone, "cls_token", None) is None:
-            for name, term in self.regularizers.items():
-                if term.weight and getattr(term, "token", None) == "cls":
-                    raise ValueError(
-                        f"regularizer {name} has token='cls', but {type(self.backbone).__name__} "
-                        "has no class token: use token='mean', or SimMIMViT"
-                    )
-                if hasattr(term, "num_prefix_tokens"):
-                    term.num_prefix_tokens = 0
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any
@@ -178,7 +230,7 @@ class RegularizedSimMIM(_Regularized, SimMIM):
             cells = latent[0].shape[2:]
         visible = nn.functional.adaptive_max_pool2d(1.0 - mask[:, None].float(), cells)[:, 0]
         step = {"images": inputs, "prediction": prediction, "mask": 1.0 - visible}
-        losses.update(term_losses(self.regularizers, features, **step, num_masks=num_masks))
+        losses.update(self._terms(features, **step, num_masks=num_masks))
         return losses
 
 
@@ -191,4 +243,6 @@ class USimMIM(_UniformityPreset, RegularizedSimMIM):
         uniformity_weight (float): The paper's lambda. Its sources disagree, see
             docs/u-mae.md. Defaults to 0.01, appendix B.6's.
         token (str): ``'cls'`` or ``'mean'``. Defaults to ``'cls'``.
+        official_gather, double_norm (bool): As of
+            :class:`mim_plugins.regularizers.UniformityLoss`. Default to False.
     """

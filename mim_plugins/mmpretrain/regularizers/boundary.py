@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmengine.model import BaseModule
 from mmpretrain.models.heads import MAEPretrainHead, SimMIMHead
 from mmpretrain.models.losses import PixelReconstructionLoss
 from mmpretrain.registry import MODELS
@@ -12,7 +13,7 @@ from torch import Tensor
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 
 
-class _Boundary:
+class _Boundary(BaseModule):
     """``width_px`` and ``boundary_weight`` for a head."""
 
     def __init__(

@@ -16,24 +16,6 @@ from .algorithms import RegularizedMAE, RegularizedSimMIM
 
 
 @MODELS.register_module()
-class MutualInformationHead(MutualInformationLoss):
-    """The information terms of MI-MAE as a regularizer, gathered over all ranks by default.
-
-    Logged are ``loss_mutual_information_{cross,output,input,variational}``, the weighted
-    terms, and ``mutual_information_{cross,output,input}``, the estimates in nats.
-
-    Args:
-        dim (int): Dimension of the encoder's tokens.
-        gather_distributed (bool): Take the images of the global batch. Defaults to True.
-        **kwargs: The other arguments of
-            :class:`mim_plugins.regularizers.MutualInformationLoss`.
-    """
-
-    def __init__(self, dim: int, *, gather_distributed: bool = True, **kwargs: Any) -> None:
-        super().__init__(dim, gather_distributed=gather_distributed, **kwargs)
-
-
-@MODELS.register_module()
 class MIMAE(RegularizedMAE):
     """MI-MAE: ``RegularizedMAE`` with the information terms (arXiv 2502.19718).
 
@@ -74,11 +56,11 @@ class MIMAE(RegularizedMAE):
         information: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        backbone = _build_backbone(backbone)
-        term = _head(backbone.embed_dims, cross_weight, output_weight, input_weight, information)
-        masking = getattr(backbone, "mask_generator", None)
+        built = _build_backbone(backbone)
+        term = _head(built.embed_dims, cross_weight, output_weight, input_weight, information)
+        masking = getattr(built, "mask_generator", None)
         _check_num_masks(getattr(masking, "num_masks", 1), cross_weight, "backbone.")
-        super().__init__(backbone, *args, regularizers=[term], **kwargs)
+        super().__init__(built, *args, regularizers=[term], **kwargs)
 
 
 @MODELS.register_module()
@@ -113,12 +95,12 @@ class MISimMIM(RegularizedSimMIM):
         information: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        backbone = _build_backbone(backbone)
+        built = _build_backbone(backbone)
         # What SimMIM decodes: of a Swin transformer the last stage.
-        stages = getattr(backbone, "stages", None)
-        dim = backbone.embed_dims if stages is None else stages[-1].out_channels
+        stages = getattr(built, "stages", None)
+        dim = built.embed_dims if stages is None else stages[-1].out_channels
         term = _head(dim, cross_weight, output_weight, input_weight, information)
-        super().__init__(backbone, *args, regularizers=[term], **kwargs)
+        super().__init__(built, *args, regularizers=[term], **kwargs)
         mask_ratio = 0.6
         if isinstance(mask_generator, dict):
             mask_ratio = mask_generator.get("mask_ratio", mask_ratio)
@@ -139,7 +121,7 @@ class MISimMIM(RegularizedSimMIM):
         return self._losses(inputs.repeat(num_masks, 1, 1, 1), mask, num_masks)
 
 
-def _build_backbone(backbone: dict | nn.Module) -> nn.Module:
+def _build_backbone(backbone: dict | nn.Module) -> Any:
     if isinstance(backbone, nn.Module):
         return backbone
     if not isinstance(backbone, dict) or "type" not in backbone:
@@ -153,8 +135,8 @@ def _head(
     output_weight: float,
     input_weight: float,
     information: dict | None,
-) -> MutualInformationHead:
-    return MutualInformationHead(
+) -> MutualInformationLoss:
+    return MutualInformationLoss(
         dim,
         cross_weight=cross_weight,
         output_weight=output_weight,

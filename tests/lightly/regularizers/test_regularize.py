@@ -18,6 +18,7 @@ from torch.optim import lr_scheduler
 
 from mim_plugins.lightly import UniformityLoss, wrap
 from mim_plugins.masking import ComplementaryMasking, DPPMasking, GridMasking
+from mim_plugins.regularizers import Step, Term
 
 from ..modules import MAE, Unmasked
 from ..test_wrap import fit, loader, make
@@ -43,19 +44,20 @@ class SimMIM(MAE):
         return {"loss": utils.get_at_index(encoded, self.idx_mask).square().mean()}
 
 
-class Weighted(nn.Module):
+class Weighted(Term):
     """A regularizer with weights of its own."""
 
-    weight = 1.0
+    name = "weighted"
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(weight=1.0)
         self.linear = nn.Linear(32, 1)
 
-    def forward(self, latent: Tensor, **step: Tensor) -> dict[str, Tensor]:
-        assert set(step) == {"images", "mask", "num_masks"}
-        value = self.linear(latent[:, 0]).square().mean()
-        return {"fit": value, "value_twice": 2 * value}
+    def formula(self, step: Step) -> dict[str, Tensor]:
+        assert step.images.shape == (4, 3, 32, 32)
+        assert step.mask.shape == (4, 64)
+        value = self.linear(step.pooled("cls")).square().mean()
+        return {"loss_fit": value, "twice": 2 * value}
 
 
 def quiet(model: pl.LightningModule) -> dict[str, Tensor]:
@@ -225,7 +227,7 @@ def test_copy_and_pickle_keep_the_terms() -> None:
 def test_rejects() -> None:
     with pytest.raises(TypeError, match="Unmasked has no MaskedVisionTransformer"):
         wrap(Unmasked(), regularizers=[UniformityLoss()])
-    with pytest.raises(ValueError, match="must be of different types, got .'uniformity', 'unif"):
+    with pytest.raises(ValueError, match="must have different names, got 'uniformity' twice"):
         wrap(make(), regularizers=[UniformityLoss(), UniformityLoss()])
     with pytest.raises(TypeError, match="regularizers must be modules with a weight, got 0.5"):
         wrap(make(), regularizers=[0.5])
