@@ -1,6 +1,15 @@
-"""The greedy stage of DPPMask on CUDA: one fused Triton kernel, one program per image."""
+"""DPPMask on CUDA: fused Triton kernels, one program per image.
+
+:func:`greedy_map` is greedy selection, of one set of patches per image or of several in turns.
+Where a kernel cannot be built or run (Triton asks for a C compiler and Python's headers) there
+is one warning, and the PyTorch path takes over.
+"""
 
 from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,83 +22,148 @@ try:
 except ImportError:
     INSTALLED = False
 
+# A program holds a few rows of N float64 in registers; longer ones spill, and are slow to build.
+LARGEST_N = 8192
+
+_failed = False  # a kernel could not be built or launched: not tried again
+
 
 def usable_for(L: Tensor) -> bool:
-    """Whether :func:`greedy_map` can run on ``L``."""
-    return INSTALLED and L.is_cuda
+    """Whether the functions of this module can run on kernels ``(B, N, N)``."""
+    if not INSTALLED or not L.is_cuda or _failed:
+        return False
+    if L.shape[1] > LARGEST_N:
+        _warn(f"{L.shape[1]} masking units are more than the {LARGEST_N} of the Triton kernels")
+        return False
+    return True
 
 
-def greedy_map(L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor) -> Tensor:
-    """Same contract and same float64 arithmetic as ``dpp._greedy_map_torch``."""
+@cache
+def _warn(reason: str) -> None:
+    warnings.warn(f"{reason}; PyTorch takes over, slower on a GPU", RuntimeWarning, stacklevel=4)
+
+
+def greedy_map(
+    L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor, num_sets: int = 1
+) -> Tensor | None:
+    """Same contract and same float64 arithmetic as ``dpp._greedy_map_torch``.
+
+    None if the kernel cannot run.
+    """
     batch, num = L.shape[:2]
-    L, noise = L.contiguous(), noise.contiguous()
-    c = torch.empty(batch, k, num, dtype=torch.float64, device=L.device)
-    chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
+    float64 = {"dtype": torch.float64, "device": L.device}
+    c = torch.empty(num_sets * batch, k, num, **float64)
+    gains = torch.empty(num_sets * batch, num, **float64)
+    chosen = torch.empty(num_sets * batch, k, dtype=torch.long, device=L.device)
+    arguments = (L.contiguous(), noise.contiguous(), c, gains, chosen, threshold, batch)
+    settings = greedy_settings(num, k, random_start, num_sets)
+    return chosen if launch(_greedy, batch, arguments, settings) else None
+
+
+def greedy_settings(num: int, k: int, random_start: bool, num_sets: int) -> dict[str, Any]:
+    """What the greedy kernel is compiled for."""
+    return {"NUM": num, "K": k, "RANDOM_START": random_start, "SETS": num_sets, **tile(num)}
+
+
+def tile(num: int) -> dict[str, Any]:
+    """Columns and rows of c that a program holds at a time."""
     block = triton.next_power_of_2(num)
-    _greedy[(batch,)](
-        L,
-        noise,
-        c,
-        chosen,
-        threshold,
-        NUM=num,
-        K=k,
-        RANDOM_START=random_start,
-        BLOCK=block,
-        ROWS=max(1, min(16, 8192 // block)),
-        num_warps=4 if block <= 512 else 8,
-    )
-    return chosen
+    return {"BLOCK": block, "ROWS": max(1, min(16, 8192 // block))}
+
+
+def launch(kernel: Any, programs: int, arguments: tuple, settings: dict[str, Any]) -> bool:
+    """Whether ``kernel`` was launched, on the device of its first argument.
+
+    If not, no kernel of this package is tried again, and a RuntimeWarning says why.
+    """
+    global _failed
+    settings = {**settings, "num_warps": 4 if settings["BLOCK"] <= 512 else 8}
+    if torch.compiler.is_compiling():  # traced, and compiled by Inductor
+        kernel[(programs,)](*arguments, **settings)
+        return True
+    try:
+        with torch.cuda.device_of(arguments[0]):
+            kernel[(programs,)](*arguments, **settings)
+    except Exception as error:  # compilers, drivers and Triton raise errors of many kinds
+        _failed = True
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        _warn(
+            f"Triton, which needs a C compiler (gcc) and Python's headers (python3-dev), cannot "
+            f"run the DPP kernels ({reason})"
+        )
+        return False
+    return True
 
 
 if INSTALLED:
+
+    @triton.jit
+    def _conditioned(row, c, j, t, gain, largest, NUM: tl.constexpr,
+                     BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+        """Gains once item j, row ``row`` of L, is chosen as number t; its e goes to row t of c."""
+        items = tl.arange(0, BLOCK)
+        valid = items < NUM
+        e = tl.load(row + items, mask=valid, other=0.0).to(tl.float64)
+        for start in range(0, t, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            earlier = rows < t
+            c_j = tl.load(c + rows * NUM + j, mask=earlier, other=0.0)
+            c_i = tl.load(
+                c + rows[:, None] * NUM + items[None, :],
+                mask=earlier[:, None] & valid[None, :],
+                other=0.0,
+            )
+            e -= tl.sum(c_j[:, None] * c_i, axis=0)
+        e /= tl.sqrt(largest)  # Eq. 14
+        tl.store(c + t * NUM + items, e, mask=valid)
+        return gain - e * e  # Eq. 15
 
     @triton.jit
     def _greedy(  # type: ignore[no-untyped-def]
         L,
         noise,
         c,
+        gains,
         chosen,
         threshold,
+        batch,
         NUM: tl.constexpr,
         K: tl.constexpr,
         RANDOM_START: tl.constexpr,
+        SETS: tl.constexpr,
         BLOCK: tl.constexpr,
         ROWS: tl.constexpr,
     ):
         image = tl.program_id(0).to(tl.int64)
         L += image * NUM * NUM
-        c += image * K * NUM  # c[t, i] is entry t of c_i in Eq. 13
         items = tl.arange(0, BLOCK)
         valid = items < NUM
-        gain = tl.load(L + items * (NUM + 1), mask=valid, other=0.0).to(tl.float64)  # d_i^2
-        gain = tl.where(valid, gain, float("-inf"))
+        diagonal = tl.load(L + items * (NUM + 1), mask=valid, other=0.0).to(tl.float64)
         # Order of random choice; infinite once chosen.
         rest = tl.load(noise + image * NUM + items, mask=valid, other=float("inf"))
-        greedy = True
-        for t in range(K):
+        for turn in range(K * SETS):
+            t = turn // SETS
+            m = turn % SETS
+            if t % 2 == 1:
+                m = SETS - 1 - m
+            row = m * batch + image  # of the results
+            c_m = c + row * K * NUM  # c_m[t, i] is entry t of c_i in Eq. 13
+            gain = diagonal  # d_i^2
+            if t > 0:
+                gain = tl.load(gains + row * NUM + items, mask=valid, other=0.0)
+            gain = tl.where(rest == float("inf"), float("-inf"), gain)
             j = tl.argmax(gain, axis=0)
             if RANDOM_START:
                 j = tl.where(t == 0, tl.argmin(rest, axis=0), j)
             largest = tl.sum(tl.where(items == j, gain, 0.0), axis=0)
-            # Gains never grow, so once none is above the threshold the rest is random.
-            greedy = greedy & (largest > threshold)
+            greedy = largest > threshold
             j = tl.where(greedy, j, tl.argmin(rest, axis=0))
-            tl.store(chosen + image * K + t, j.to(tl.int64))
+            tl.store(chosen + row * K + t, j.to(tl.int64))
             rest = tl.where(items == j, float("inf"), rest)
             if greedy:
-                e = tl.load(L + j * NUM + items, mask=valid, other=0.0).to(tl.float64)
-                for start in range(0, t, ROWS):
-                    rows = start + tl.arange(0, ROWS)
-                    earlier = rows < t
-                    c_j = tl.load(c + rows * NUM + j, mask=earlier, other=0.0)
-                    c_i = tl.load(
-                        c + rows[:, None] * NUM + items[None, :],
-                        mask=earlier[:, None] & valid[None, :],
-                        other=0.0,
-                    )
-                    e -= tl.sum(c_j[:, None] * c_i, axis=0)
-                e /= tl.sqrt(largest)  # Eq. 14
-                tl.store(c + t * NUM + items, e, mask=valid)
-                tl.debug_barrier()  # the next step reads c across threads
-                gain = tl.where(items == j, float("-inf"), gain - e * e)  # Eq. 15
+                gain = _conditioned(L + j * NUM, c_m, j, t, gain, largest, NUM, BLOCK, ROWS)
+            else:
+                # Gains never grow, so once none is above the threshold the rest is random.
+                gain = tl.full([BLOCK], float("-inf"), tl.float64)
+            tl.store(gains + row * NUM + items, gain, mask=valid)
+            tl.debug_barrier()  # the next turn reads c and gains across threads

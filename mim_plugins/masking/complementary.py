@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._check import check_bool, check_int
 from .base import Masking
-from .dpp import SMALLEST_GAIN, DPPMasking, _condition
+from .dpp import SMALLEST_GAIN, DPPMasking, choose_sets
 
 _TOLERANCE = 1e-9  # of num_masks * (1 - mask_ratio), e.g. 3 * (1 - 2 / 3) > 1 in floats
 
@@ -98,54 +98,8 @@ class ComplementaryMasking(Masking):
             return torch.cat([(rank - start) % noise.shape[1] for start in starts])
 
         similarity = self.base.similarity(images, grid)
-        if self.num_masks == 1:
-            kept = self.base.choose(similarity, num_keep, noise)[:, None]
-        else:
-            kept = _greedy_in_turns(similarity, self.num_masks, num_keep, self.base.tau, noise)
+        threshold = max(self.base.tau, SMALLEST_GAIN)
+        kept = choose_sets(similarity, num_keep, threshold, True, noise, self.num_masks)
         order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
-        kept = kept.transpose(0, 1).flatten(0, 1)
         # Each mask: chosen units first, in the order of their choice.
         return noise.repeat(self.num_masks, 1).scatter(1, kept, order.expand_as(kept))
-
-
-def _greedy_in_turns(L: Tensor, num_sets: int, k: int, tau: float, noise: Tensor) -> Tensor:
-    """Disjoint sets, each chosen as :func:`greedy_map` does, one item at a time in turns.
-
-    The order of turns is reversed every round, so that no set is served worse.
-
-    Args:
-        L: ``(B, N, N)`` kernels.
-        num_sets, k: M sets of k items each, M * k <= N.
-        tau, noise: As in :func:`greedy_map`.
-
-    Returns:
-        ``(B, M, k)`` long.
-    """
-    batch, num = noise.shape
-    rows = torch.arange(batch, device=L.device)
-    threshold = max(tau, SMALLEST_GAIN)
-    gain = L.diagonal(dim1=1, dim2=2).double()[:, None].repeat(1, num_sets, 1)
-    rest = noise.clone()  # order of random choice; infinite once chosen
-    c = gain.new_zeros(batch * num_sets, k, num)
-    chosen = torch.empty(batch, num_sets, k, dtype=torch.long, device=L.device)
-    for t in range(k):
-        for m in range(num_sets) if t % 2 == 0 else reversed(range(num_sets)):
-            j = rest.argmin(dim=1)
-            if t > 0:
-                largest, best = gain[:, m].masked_fill(rest.isinf(), -torch.inf).max(dim=1)
-                j = torch.where(largest > threshold, best, j)
-            chosen[:, m, t] = j
-            rest[rows, j] = torch.inf
-        j = chosen[:, :, t]
-        largest = gain.gather(2, j[:, :, None])[:, :, 0]
-        greedy = largest > threshold  # a random choice gains no more than the best one
-        c[:, t], gain = _condition(
-            L[rows[:, None], j].flatten(0, 1),
-            c[:, :t],
-            j.flatten(),
-            torch.where(greedy, largest, 1.0).sqrt().flatten(),
-            gain.flatten(0, 1),
-        )
-        # Gains never grow, so once none is above the threshold a set's rest is random.
-        gain = torch.where(greedy[:, :, None], gain.view(batch, num_sets, num), -torch.inf)
-    return chosen

@@ -224,34 +224,67 @@ def greedy_map(
         noise = torch.rand(batch, num, device=L.device, generator=generator)
     elif noise.shape != (batch, num):
         raise ValueError(f"noise must have shape {(batch, num)}, got {tuple(noise.shape)}")
-    for backend in (_triton, _numba):
-        if backend.usable_for(L):
-            return backend.greedy_map(L, k, threshold, random_start, noise)
-    return _greedy_map_torch(L, k, threshold, random_start, noise)
+    return choose_sets(L, k, threshold, random_start, noise)
+
+
+def choose_sets(
+    L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor, num_sets: int = 1
+) -> Tensor:
+    """M disjoint sets, each chosen as :func:`greedy_map` does, one item at a time in turns.
+
+    The order of turns is reversed every round, so that no set is served worse.
+
+    Args:
+        L: ``(B, N, N)`` kernels.
+        k: Items per set; M * k <= N.
+        threshold: Smallest accepted gain, above 0.
+        random_start, noise: As in :func:`greedy_map`.
+        num_sets: M. Default: 1.
+
+    Returns:
+        ``(M * B, k)`` long; row ``m * B + b`` is set m of kernel b.
+    """
+    chosen = None
+    if _triton.usable_for(L):
+        chosen = _triton.greedy_map(L, k, threshold, random_start, noise, num_sets)
+    elif num_sets == 1 and _numba.usable_for(L):
+        chosen = _numba.greedy_map(L, k, threshold, random_start, noise)
+    if chosen is None:
+        chosen = _greedy_map_torch(L, k, threshold, random_start, noise, num_sets)
+    return chosen
 
 
 def _greedy_map_torch(
-    L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor
+    L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor, num_sets: int = 1
 ) -> Tensor:
+    """The contract of :func:`choose_sets`, in PyTorch alone."""
     batch, num = L.shape[:2]
     rows = torch.arange(batch, device=L.device)
-    gain = L.diagonal(dim1=1, dim2=2).double()  # d_i^2 with nothing chosen
+    gain = L.diagonal(dim1=1, dim2=2).double().repeat(num_sets, 1, 1)  # d_i^2, (M, B, N)
     rest = noise.clone()  # order of random choice; infinite once chosen
-    c = gain.new_zeros(batch, k, num)  # c[b, :t, i] is c_i of Eq. 13
-    chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
+    c = gain.new_zeros(num_sets * batch, k, num)  # c[b, :t, i] is c_i of Eq. 13
+    chosen = torch.empty(num_sets, batch, k, dtype=torch.long, device=L.device)
+    greedy = torch.empty(num_sets, batch, dtype=torch.bool, device=L.device)
     for t in range(k):
-        j = rest.argmin(dim=1) if t == 0 and random_start else gain.argmax(dim=1)
-        largest = gain[rows, j]
-        greedy = largest > threshold
-        j = torch.where(greedy, j, rest.argmin(dim=1))
-        chosen[:, t] = j
-        rest[rows, j] = torch.inf
-        d_j = torch.where(greedy, largest, 1.0).sqrt()
-        c[:, t], gain = _condition(L[rows, j], c[:, :t], j, d_j, gain)
-        # Gains never grow, so once none is above the threshold the rest is random.
-        gain = torch.where(greedy[:, None], gain, -torch.inf)
-        gain[rows, j] = -torch.inf
-    return chosen
+        for m in range(num_sets) if t % 2 == 0 else reversed(range(num_sets)):
+            free = gain[m].masked_fill(rest.isinf(), -torch.inf)
+            j = rest.argmin(dim=1) if t == 0 and random_start else free.argmax(dim=1)
+            greedy[m] = free[rows, j] > threshold
+            j = torch.where(greedy[m], j, rest.argmin(dim=1))
+            chosen[m, :, t] = j
+            rest[rows, j] = torch.inf
+        j = chosen[:, :, t]
+        largest = gain.gather(2, j[:, :, None])[:, :, 0]
+        c[:, t], after = _condition(
+            L[rows, j].flatten(0, 1),
+            c[:, :t],
+            j.flatten(),
+            torch.where(greedy, largest, 1.0).sqrt().flatten(),
+            gain.flatten(0, 1),
+        )
+        # Gains never grow, so once none is above the threshold a set's rest is random.
+        gain = torch.where(greedy[:, :, None], after.view_as(gain), -torch.inf)
+    return chosen.flatten(0, 1)
 
 
 def _condition(

@@ -89,7 +89,7 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
     ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each
     image's median distance between patches, over the pairs with one of 32 evenly spaced
     patches (all pairs if there are no more). ``"cosine"`` is the cosine similarity.
-    Computed in float32, outside autocast.
+    Computed in float64, outside autocast, and rounded to float32.
 
     Args:
         features: ``(B, N, D)``, finite.
@@ -104,23 +104,23 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
     """
     check_kernel(kernel, bandwidth)
     with torch.autocast(features.device.type, enabled=False):
-        x = features.float()
+        x = features.double()  # float32 products may be TF32's or bfloat16's, as the user sets
         if kernel == "cosine":
             x = F.normalize(x, dim=2)
-            similarity = (x @ x.mT).clamp_(-1.0, 1.0)
+            similarity = (x @ x.mT).float().clamp_(-1.0, 1.0)
         else:
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
             norms = x.square().sum(dim=2) * (1 - _ROUNDING)
             distances = norms[:, :, None] + norms[:, None, :]
-            distances = distances.baddbmm_(x, x.mT, alpha=-2).clamp_(min=0.0)
+            distances = distances.baddbmm_(x, x.mT, alpha=-2).clamp_(min=0.0).float()
             if bandwidth is None:
                 scale = _median_of_pairs(distances)[:, None, None]
                 # More than half of the pairs equal: the limit bandwidth -> 0.
-                scale = scale.clamp_(min=torch.finfo(torch.float32).tiny)
+                distances.div_(scale.clamp_(min=torch.finfo(torch.float32).tiny))
             else:
-                scale = distances.new_tensor(in_float32_range(bandwidth) ** 2)
-            similarity = distances.div_(-2 * scale).exp_()
+                distances.div_(in_float32_range(bandwidth) ** 2)
+            similarity = distances.div_(-2).exp_()
     similarity.diagonal(dim1=1, dim2=2).fill_(1.0)
     return similarity
 

@@ -1,11 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity, rbf_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mim_plugins.apps.photos import load_photo
-from mim_plugins.masking import patch_kernel
+from mim_plugins.masking import DPPMasking, patch_kernel, sample_kdpp
+from mim_plugins.masking.dpp import _greedy_map_torch
 from mim_plugins.masking.kernels import unit_features
 
 
@@ -108,3 +112,30 @@ def test_bad_kernel() -> None:
         patch_kernel(x, bandwidth=-1)
     with pytest.raises(ValueError, match="bandwidth applies to kernel='rbf' only"):
         patch_kernel(x, "cosine", bandwidth=1.0)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtype of every matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name.removesuffix("_") in ("aten::mm", "aten::bmm", "aten::baddbmm"):
+            self.dtypes.add(args[-1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "cosine"])
+@pytest.mark.parametrize("method", ["greedy", "exact"])
+def test_no_product_is_left_to_tf32(kernel: str, method: str) -> None:
+    """Which rounds the factors of float32 products to 10 bits where a user allows it."""
+    masking = DPPMasking(method=method, kernel=kernel)
+    with Products() as products:
+        similarity = masking.similarity(torch.rand(2, 3, 224, 224), (14, 14))
+        if method == "exact":
+            sample_kdpp(similarity, 4)
+        else:
+            _greedy_map_torch(similarity, 4, 0.1, True, torch.rand(2, 196))
+    assert products.dtypes == {torch.float64}

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import warnings
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mim_plugins.masking import DPPMasking, RandomMasking, _triton, sample_kdpp
+from mim_plugins.masking import DPPMasking, RandomMasking, _triton, greedy_map, sample_kdpp
 from mim_plugins.masking.dpp import SMALLEST_GAIN, _greedy_map_torch
 
 pytestmark = pytest.mark.skipif(not _triton.INSTALLED, reason="triton is not installed")
@@ -18,18 +21,17 @@ import torch
 from mim_plugins.masking import _triton
 from mim_plugins.masking.dpp import _greedy_map_torch
 generator = torch.Generator().manual_seed(0)
-for batch, num, dim, k in [(3, 12, 3, 6), (2, 49, 5, 12), (2, 20, 2, 20)]:
+for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3, 4, 3)]:
     x = torch.randn(batch, num, dim, generator=generator).double()
     L = torch.exp(-0.5 * torch.cdist(x, x) ** 2).float()
     noise = torch.rand(batch, num, generator=generator)
-    for threshold in (1e-12, 0.1, 1.0):
-        for random_start in (True, False):
-            arguments = (L, k, threshold, random_start, noise)
-            assert torch.equal(_triton.greedy_map(*arguments), _greedy_map_torch(*arguments))
+    for threshold, random_start in ((1e-12, False), (0.1, True), (1.0, True)):
+        arguments = (L, k, threshold, random_start, noise, sets)
+        assert torch.equal(_triton.greedy_map(*arguments), _greedy_map_torch(*arguments))
 """
 
 
-def test_interpreted_kernel_agrees_with_the_torch_path() -> None:
+def test_interpreted_kernels_agree_with_the_torch_path() -> None:
     subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -37,22 +39,51 @@ def test_interpreted_kernel_agrees_with_the_torch_path() -> None:
     )
 
 
-@pytest.mark.parametrize(("num", "k"), [(49, 12), (196, 49), (784, 196), (3136, 784)])
-def test_kernel_compiles_without_a_gpu(num: int, k: int) -> None:
+def compiled(kernel: Any, types: str, settings: dict[str, Any], capability: int) -> bytes:
+    """The machine code for a GPU that need not be there."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    block = triton.next_power_of_2(num)
+    names = [name for name in kernel.arg_names if name not in settings]
     source = triton.compiler.ASTSource(
-        fn=_triton._greedy,
-        signature={"L": "*fp32", "noise": "*fp32", "c": "*fp64", "chosen": "*i64"}
-        | {"threshold": "fp32"}
-        | dict.fromkeys(["NUM", "K", "RANDOM_START", "BLOCK", "ROWS"], "constexpr"),
-        constexprs={"NUM": num, "K": k, "RANDOM_START": True}
-        | {"BLOCK": block, "ROWS": max(1, min(16, 8192 // block))},
+        fn=kernel,
+        signature=dict(zip(names, types.split(), strict=True))
+        | dict.fromkeys(settings, "constexpr"),
+        constexprs=settings,
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32))
-    assert compiled.asm["cubin"]
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("num", "k", "sets"), [(49, 12, 1), (196, 49, 4), (3136, 784, 1)])
+def test_greedy_kernel_compiles_without_a_gpu(num: int, k: int, sets: int, capability: int) -> None:
+    settings = _triton.greedy_settings(num, k, True, sets)
+    assert compiled(_triton._greedy, "*fp32 *fp32 *fp64 *fp64 *i64 fp32 i32", settings, capability)
+
+
+def test_one_warning_and_the_torch_path_where_the_kernel_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton refuses CPU tensors, as it fails on a GPU without a compiler: at the launch."""
+    monkeypatch.setattr(_triton, "_failed", False)
+    monkeypatch.setattr(_triton, "usable_for", lambda L: not _triton._failed)
+    x = torch.randn(2, 16, 3)
+    L, noise = torch.exp(-torch.cdist(x, x)), torch.rand(2, 16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            chosen = greedy_map(L, 4, noise=noise)
+            assert torch.equal(chosen, _greedy_map_torch(L, 4, SMALLEST_GAIN, True, noise))
+    assert [w.category for w in caught] == [RuntimeWarning]
+    assert "C compiler (gcc)" in str(caught[0].message)
+
+
+def test_too_many_patches_are_left_to_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "_failed", False)
+    with FakeTensorMode():
+        assert _triton.usable_for(torch.empty(1, 8192, 8192, device="cuda"))
+        with pytest.warns(RuntimeWarning, match="8193 masking units are more than the 8192"):
+            assert not _triton.usable_for(torch.empty(1, 8193, 8193, device="cuda"))
 
 
 @needs_gpu
@@ -87,6 +118,26 @@ def test_masks_on_the_gpu_are_deterministic_exact_in_number_and_without_synchron
             masks.append(mask.ids_shuffle)
         assert torch.equal(*masks)
         assert (mask.mask.sum(dim=1) == 147).all()
+
+
+@needs_gpu
+def test_gpu_kernel_takes_turns_as_the_torch_path() -> None:
+    x = torch.randn(16, 196, 8, device="cuda").double()
+    L = torch.exp(-0.5 * torch.cdist(x, x) ** 2).float()
+    arguments = (49, 0.1, True, torch.rand(16, 196, device="cuda"), 4)
+    expected = _greedy_map_torch(L, *arguments)
+    assert torch.equal(_triton.greedy_map(L, *arguments), expected)
+    assert torch.equal(expected.view(4, 16, 49).transpose(0, 1).flatten(1).sort(dim=1).values,
+                       torch.arange(196, device="cuda").expand(16, -1))  # fmt: skip
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a second CUDA device")
+def test_images_on_another_device_than_the_current_one() -> None:
+    masks = [
+        DPPMasking(tau=0.0)(torch.ones(1, 3, 224, 224, device=d), noise=torch.rand(1, 196).to(d))
+        for d in ("cuda:0", "cuda:1")
+    ]
+    assert [mask.mask.sum().item() for mask in masks] == [147, 147]
 
 
 @needs_gpu
