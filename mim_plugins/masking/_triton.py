@@ -51,9 +51,8 @@ def greedy_map(
     None if the kernel cannot run.
     """
     batch, num = L.shape[:2]
-    float64 = {"dtype": torch.float64, "device": L.device}
-    c = torch.empty(num_sets * batch, k, num, **float64)
-    gains = torch.empty(num_sets * batch, num, **float64)
+    c = torch.empty(num_sets * batch, k, num, dtype=torch.float64, device=L.device)
+    gains = torch.empty(num_sets * batch, num, dtype=torch.float64, device=L.device)
     chosen = torch.empty(num_sets * batch, k, dtype=torch.long, device=L.device)
     arguments = (L.contiguous(), noise.contiguous(), c, gains, chosen, threshold, batch)
     settings = greedy_settings(num, k, random_start, num_sets)
@@ -98,8 +97,9 @@ def launch(kernel: Any, programs: int, arguments: tuple, settings: dict[str, Any
 if INSTALLED:
 
     @triton.jit
-    def _conditioned(row, c, j, t, gain, largest, NUM: tl.constexpr,
-                     BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    def _conditioned(  # type: ignore[no-untyped-def]
+        row, c, j, t, gain, largest, NUM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    ):
         """Gains once item j, row ``row`` of L, is chosen as number t; its e goes to row t of c."""
         items = tl.arange(0, BLOCK)
         valid = items < NUM
