@@ -36,7 +36,7 @@ GRID = (SIZE // PATCH_SIZE, SIZE // PATCH_SIZE)
 
 def complementary(mask_ratio: float, **kwargs: int) -> Masking:
     """As many masks as fit."""
-    return ComplementaryMasking(int(1 / (1 - mask_ratio)), mask_ratio, **kwargs)
+    return ComplementaryMasking(int(1 / (1 - mask_ratio)), mask_ratio=mask_ratio, **kwargs)
 
 
 def hierarchical(mask_unit: int, **kwargs: float) -> Masking:

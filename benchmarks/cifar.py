@@ -50,7 +50,7 @@ class Variant(NamedTuple):
 
 
 def _masks(ratio: float, masking: str) -> Variant:
-    options = {"model.backbone.mask_ratio": ratio, "model.backbone.mask_generator.type": masking}
+    options = {"model.backbone.mask_ratio": ratio, "model.backbone.masking.type": masking}
     return Variant(MAE, options)
 
 

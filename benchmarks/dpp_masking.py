@@ -245,7 +245,7 @@ def gpu_step(repeats: int, batch: int) -> None:
 
     def step(name: str, masking: object) -> Callable[[], None]:
         def run() -> None:
-            model.backbone.mask_generator = masking
+            model.backbone.masking = masking
             torch.cuda.reset_peak_memory_stats()
             with torch.autocast("cuda", dtype=torch.bfloat16):
                 loss = model.loss(images, None)["loss"]

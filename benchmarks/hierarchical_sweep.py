@@ -86,7 +86,7 @@ def build(ratio: float, unit: int, width: int, dims: int, depth: int) -> nn.Modu
                 "img_size": SIZE,
                 "patch_size": PATCH,
                 "mask_ratio": ratio,
-                "mask_generator": {"type": "RandomMasking", "mask_unit": unit},
+                "masking": {"type": "RandomMasking", "mask_unit": unit},
             },
             "neck": {
                 "type": "MAEPretrainDecoder",
@@ -201,7 +201,7 @@ def measure_probes(
 ) -> dict[str, float]:
     """Accuracy for the object, R^2 for parts, textures and, with a mask, the control."""
     torch.manual_seed(7)
-    mask = model.backbone.mask_generator(splits["test"][1][:1]) if masked else None
+    mask = model.backbone.draw_mask(splits["test"][1][:1]) if masked else None
     pairs: dict[str, list[Tensor]] = {}
     for data, images in splits.values():
         tokens = encode(model, images)
@@ -261,7 +261,7 @@ def measure(
 def theory(ratio: float, unit: int) -> float:
     """Mean height of the latents that Theorem 1 locates for the masks of a run."""
     torch.manual_seed(0)
-    masking = mim_plugins.masking.RandomMasking(ratio, PATCH, unit)
+    masking = mim_plugins.masking.RandomMasking(mask_ratio=ratio, patch_size=PATCH, mask_unit=unit)
     mask = masking(torch.zeros(512, 1, SIZE, SIZE)).mask
     return mask_abstraction(HierarchicalImages.hierarchy(), mask).height.nanmean().item()
 

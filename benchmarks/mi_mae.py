@@ -38,7 +38,7 @@ def build(row: str, args: argparse.Namespace) -> torch.nn.Module:
         masking: dict = {"type": "ComplementaryMasking", "num_masks": args.masks}
         if "DPP" in row:
             masking["base"] = {"type": "DPPMasking"}
-        backbone.update(type="MaskedMAEViT", mask_generator=masking)
+        backbone.update(type="MaskedMAEViT", masking=masking)
         weight = float("terms" in row)
         algorithm = {"type": "MIMAE", "cross_weight": 0.1 * weight, "input_weight": 1e-3 * weight}
         algorithm["output_weight"] = 0.1 * weight

@@ -103,7 +103,7 @@ def train_with_hooks(name: str, steps: int) -> Sampled:
     ]
     with tempfile.TemporaryDirectory() as folder:
         Runner(
-            models.build("MaskedMAEViT", mask_generator={"type": "DPPMasking"}),
+            models.build("MaskedMAEViT", masking={"type": "DPPMasking"}),
             work_dir=folder,
             train_dataloader=DataLoader(dataset, BATCH, collate_fn=default_collate),
             optim_wrapper={"optimizer": {"type": "AdamW", "lr": 1e-3}},

@@ -139,9 +139,9 @@ def main() -> None:
     )
     model = IBOT(vit, output_dim, lr=5e-4)
     if args.masking == "dpp":
-        masking = DPPMasking(mask_ratio=0.7, patch_size=patch_size, tau=args.tau)
+        masking = DPPMasking(mask_ratio=0.7, tau=args.tau)
     else:
-        masking = RandomMasking(mask_ratio=0.7, patch_size=patch_size)
+        masking = RandomMasking(mask_ratio=0.7)
     wrap(model, masking=masking, mask_ratio_var=0.05)  # the one line
 
     trainer = pl.Trainer(

@@ -112,10 +112,7 @@ def main() -> None:
     )
 
     model = MAE(args.image_size, args.patch_size)
-    if args.masking == "dpp":
-        masking = DPPMasking(mask_ratio=0.75, patch_size=args.patch_size, tau=args.tau)
-    else:
-        masking = RandomMasking(mask_ratio=0.75, patch_size=args.patch_size)
+    masking = DPPMasking(tau=args.tau) if args.masking == "dpp" else RandomMasking()
     wrap(model, masking=masking)  # the one line
 
     trainer = pl.Trainer(

@@ -61,8 +61,8 @@ def main() -> None:
     )
 
     model = MAE(args.image_size, args.patch_size)
-    dpp = DPPMasking(mask_ratio=0.75, patch_size=args.patch_size, tau=args.tau)
-    masking = ComplementaryMasking(args.masks, 0.75, args.patch_size, base=dpp)
+    dpp = DPPMasking(tau=args.tau)
+    masking = ComplementaryMasking(args.masks, base=dpp)
     information = MutualInformationLoss(
         dim=model.backbone.vit.embed_dim,
         cross_weight=args.cross_weight,

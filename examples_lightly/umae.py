@@ -59,7 +59,7 @@ def main() -> None:
     model = MAE(args.image_size, args.patch_size)
     wrap(
         model,
-        masking=DPPMasking(patch_size=args.patch_size) if args.masking == "dpp" else None,
+        masking=DPPMasking() if args.masking == "dpp" else None,
         regularizers=[UniformityLoss(weight=args.weight)],
     )  # the one line
 

@@ -205,7 +205,7 @@ SUBSTITUTES: dict[str, Callable[[], None]] = {
     "RegularizedSimMIM": _mmpretrain(SimMIM=("RegularizedSimMIM", {}), **_SIMMIM_HEAD),
     "USimMIM": _mmpretrain(SimMIM=("USimMIM", {"uniformity_weight": 0.0}), **_SIMMIM_HEAD),
     "MISimMIM": _mmpretrain(
-        SimMIM=("MISimMIM", {"mask_generator": {"type": "RandomMasking"}, **_NO_TERMS}),
+        SimMIM=("MISimMIM", {"masking": {"type": "RandomMasking"}, **_NO_TERMS}),
         **_SIMMIM_HEAD,
     ),
     **{

@@ -18,7 +18,7 @@ model = dict(
         ),
         img_size=image_size,
         patch_size=patch_size,
-        mask_generator=dict(type='RandomMasking'),
+        masking=dict(type='RandomMasking'),
     ),
     neck=dict(
         patch_size=patch_size,

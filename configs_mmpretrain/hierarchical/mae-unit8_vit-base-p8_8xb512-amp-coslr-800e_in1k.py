@@ -8,7 +8,7 @@ model = dict(
         type='MaskedMAEViT',
         patch_size=8,
         mask_ratio=0.75,
-        mask_generator=dict(type='RandomMasking', mask_unit=8),
+        masking=dict(type='RandomMasking', mask_unit=8),
     ),
     neck=dict(patch_size=8, num_patches=(224 // 8)**2),
     head=dict(patch_size=8),

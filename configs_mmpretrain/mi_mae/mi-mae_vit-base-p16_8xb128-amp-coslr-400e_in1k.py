@@ -5,7 +5,7 @@ custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=F
 model = dict(
     type='MIMAE',
     backbone=dict(
-        type='MaskedMAEViT', mask_generator=dict(type='ComplementaryMasking', num_masks=4)
+        type='MaskedMAEViT', masking=dict(type='ComplementaryMasking', num_masks=4)
     ),
 )
 

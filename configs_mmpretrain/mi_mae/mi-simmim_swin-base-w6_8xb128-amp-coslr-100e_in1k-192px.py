@@ -6,7 +6,7 @@ custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=F
 
 model = dict(
     type='MISimMIM',
-    mask_generator=dict(
+    masking=dict(
         type='ComplementaryMasking', num_masks=2, mask_ratio=0.6, mask_unit=32
     ),
 )

@@ -222,7 +222,7 @@ def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, d
     with torch.no_grad():
         inputs = (images - mean) / std
         # One draw of masks of each kind, shared by both models.
-        masks = {name: model.backbone.mask_generator(inputs) for name, model in models.items()}
+        masks = {name: model.backbone.draw_mask(inputs) for name, model in models.items()}
         order = torch.randperm(len(inputs))
         draws = [d for d in order.split(RANK_IMAGES) if len(d) == RANK_IMAGES] or [order]
         for name, model in models.items():

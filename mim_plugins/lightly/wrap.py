@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .._check import check_list, check_weight
 from ..masking import Masking
+from ..masking.base import agree
 from ..mixing import EraseMask, MixMask, UnMix
 from .masking import block_mask, token_mask
 from .mixing.mixing import Mixing
@@ -58,7 +59,7 @@ def wrap(
 
     Args:
         model: An instance of an unmodified module. It is changed in place.
-        masking: The mask generator, e.g. ``DPPMasking(mask_ratio=0.75, patch_size=16)``.
+        masking: The mask generator, e.g. ``DPPMasking(tau=0.5)``.
             Default: the module's own masks.
         regularizers: Terms of different types, e.g. ``[UniformityLoss(weight=0.01)]``; one of
             weight 0 is left out. Default: none.
@@ -66,7 +67,7 @@ def wrap(
             ``unmix``, MixMask takes another permutation than it. Default: none.
         unmix: ``UnMix(...)``. Default: none.
         mask_ratio_var: For ``random_block_mask``: the ratio of each image is drawn from
-            ``masking.mask_ratio`` plus or minus this. Default: 0.05 (DPPMask, table 8).
+            its mean plus or minus this. Default: 0.05 (DPPMask, table 8).
 
     Returns:
         ``model`` itself.
@@ -76,7 +77,7 @@ def wrap(
             mask functions (``masking``), has no encoder of lightly's (``regularizers``), or no
             module named ``criterion`` (``mixing``, ``unmix``).
         ValueError: If ``model`` is wrapped already, has another mask ratio or patch size
-            than ``masking``, optimizes manually (``mixing``, ``unmix``), nothing is to be
+            than ``masking`` itself, optimizes manually (``mixing``, ``unmix``), nothing is to be
             added to it, or mixing stands beside masking or regularizers.
 
     Example:
@@ -116,11 +117,7 @@ def _check_masking(model: LightningModule, masking: Masking) -> None:
     if not isinstance(masking, Masking):
         raise TypeError(f"masking must be a mim_plugins.masking.Masking, got {masking!r}")
     for name in ("mask_ratio", "patch_size"):
-        own = getattr(model, name, None)
-        if own is not None and own != getattr(masking, name):
-            raise ValueError(
-                f"masking has {name}={getattr(masking, name)}, the model {own}: make them equal"
-            )
+        agree(name, getattr(masking, name), getattr(model, name, None))
 
 
 class _Plugin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,36 @@ def check_mask_ratio(mask_ratio: float) -> float:
     return float(mask_ratio)
 
 
+def agree(name: str, own: Any, given: Any, default: Any = None) -> Any:
+    """One value of a setting that a masking and its caller, the model, may both give.
+
+    Raises:
+        ValueError: If both do and differ.
+    """
+    if own is not None and given is not None and own != given:
+        raise ValueError(
+            f"{name} is {own} in the masking and {given} in what uses it: give it once"
+        )
+    return next((value for value in (own, given) if value is not None), default)
+
+
+class Layout(NamedTuple):
+    """How an image is divided.
+
+    Attributes:
+        grid: Rows and columns of masking units, U in all.
+        num_keep: Units kept per image.
+        side: Side of a unit in patches.
+        mask_ratio, patch_size: What holds, the masking's own or the model's.
+    """
+
+    grid: tuple[int, int]
+    num_keep: int
+    side: int
+    mask_ratio: float
+    patch_size: int
+
+
 class Masking(ABC):
     """Base of the mask generators: images in, :class:`PatchMask` out.
 
@@ -28,11 +59,14 @@ class Masking(ABC):
     or removed together. Of U units exactly ``int(U * (1 - mask_ratio))`` are kept in every
     image, the count of MAE, SimMIM and lightly, whatever the image shows.
 
+    Ratio and patch size are the model's, which hands them over with every call. Who calls a
+    masking alone may give them here or there; without any they are 0.75 and 16.
+
     Args:
-        mask_ratio: Share of units removed, in (0, 1). Default: 0.75.
-        patch_size: Side of the model's patches in pixels. Default: 16.
-        mask_unit: Side of a masking unit in pixels, a multiple of ``patch_size``.
-            Default: ``patch_size``.
+        mask_ratio: Share of units removed, in (0, 1). Default (None): the model's.
+        patch_size: Side of the model's patches in pixels. Default (None): the model's.
+        mask_unit: Side of a masking unit in pixels, a multiple of the patch size.
+            Default (None): the patch size.
 
     Raises:
         TypeError: If ``patch_size`` or ``mask_unit`` is no int, or ``mask_ratio`` no number.
@@ -46,20 +80,21 @@ class Masking(ABC):
     num_masks: int = 1
 
     def __init__(
-        self, mask_ratio: float = 0.75, patch_size: int = 16, mask_unit: int | None = None
+        self,
+        *,
+        mask_ratio: float | None = None,
+        patch_size: int | None = None,
+        mask_unit: int | None = None,
     ) -> None:
-        self.mask_ratio = check_mask_ratio(mask_ratio)
-        self.patch_size = check_int("patch_size", patch_size)
-        if mask_unit is None:
-            mask_unit = patch_size
-        self.mask_unit = check_int("mask_unit", mask_unit)
-        if mask_unit % patch_size:
-            raise ValueError(
-                f"mask_unit must be a multiple of patch_size={patch_size}, got {mask_unit}"
-            )
+        self.mask_ratio = None if mask_ratio is None else check_mask_ratio(mask_ratio)
+        self.patch_size = None if patch_size is None else check_int("patch_size", patch_size)
+        self.mask_unit = None if mask_unit is None else check_int("mask_unit", mask_unit)
+        if patch_size is not None and mask_unit is not None:
+            _side(mask_unit, patch_size)
 
     def __repr__(self) -> str:
-        args = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        args = ", ".join(f"{key}={value!r}" for key, value in given.items())
         return f"{type(self).__name__}({args})"
 
     @abstractmethod
@@ -84,67 +119,99 @@ class Masking(ABC):
             ``(B, U)`` scores without NaN.
         """
 
-    def count(self, height: int, width: int) -> tuple[tuple[int, int], int]:
-        """Rows and columns of masking units of an image, and how many of them are kept.
+    def layout(
+        self,
+        height: int,
+        width: int,
+        *,
+        mask_ratio: float | None = None,
+        patch_size: int | None = None,
+    ) -> Layout:
+        """How an image of this size is divided, and how many of its units are kept.
+
+        Args:
+            height, width: In pixels.
+            mask_ratio, patch_size: The model's. Default (None): the masking's own, else
+                0.75 and 16.
 
         Raises:
-            ValueError: If the image is not divisible into units, or none or all would be kept.
+            ValueError: If model and masking disagree, the image is not divisible into
+                units, or none or all would be kept.
         """
-        if height % self.mask_unit or width % self.mask_unit:
+        ratio = check_mask_ratio(agree("mask_ratio", self.mask_ratio, mask_ratio, 0.75))
+        patch = check_int("patch_size", agree("patch_size", self.patch_size, patch_size, 16))
+        unit = patch if self.mask_unit is None else self.mask_unit
+        side = _side(unit, patch)
+        if height % unit or width % unit:
             raise ValueError(
-                f"image height and width must be multiples of mask_unit={self.mask_unit}, "
-                f"got {height} x {width}"
+                f"image height and width must be multiples of mask_unit={unit}, got "
+                f"{height} x {width}"
             )
-        rows, cols = height // self.mask_unit, width // self.mask_unit
-        num_keep = int(rows * cols * (1 - self.mask_ratio))
+        grid = height // unit, width // unit
+        units = grid[0] * grid[1]
+        num_keep = int(units * (1 - ratio))
         if num_keep < 1:
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps none of the {rows * cols} masking units of "
-                f"a {height} x {width} image; lower it or use smaller units"
+                f"mask_ratio={ratio} keeps none of the {units} masking units of a {height} x "
+                f"{width} image; lower it or use smaller units"
             )
-        if num_keep == rows * cols:  # 1 - mask_ratio is 1 in floats
+        if num_keep == units:  # 1 - mask_ratio is 1 in floats
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} removes none of the {rows * cols} masking units of "
-                f"a {height} x {width} image; raise it"
+                f"mask_ratio={ratio} removes none of the {units} masking units of a {height} x "
+                f"{width} image; raise it"
             )
-        return (rows, cols), num_keep
+        return Layout(grid, num_keep, side, ratio, patch)
 
     @torch.no_grad()
     def __call__(
         self,
         images: Tensor,
+        *,
+        mask_ratio: float | None = None,
+        patch_size: int | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> PatchMask:
         """Draw one mask per image.
 
         Args:
-            images: ``(B, C, H, W)``, any floating dtype; H and W multiples of
-                ``mask_unit``.
+            images: ``(B, C, H, W)``, any floating dtype or uint8; H and W multiples of the
+                masking unit.
+            mask_ratio, patch_size: The model's, see :meth:`layout`.
             generator: Source of randomness, on the images' device. Default: torch's own.
             noise: ``(B, U)`` uniform random numbers to use instead of drawing them, so that
                 a caller can consume the random stream exactly as a stock pipeline does.
 
         Raises:
-            TypeError: If ``images`` is no tensor.
-            ValueError: If the image is not divisible into units, no unit would be kept, or
-                ``noise`` has the wrong shape.
+            TypeError: If ``images`` or ``noise`` is no tensor.
+            ValueError: If the image is not divisible into units, no unit would be kept,
+                ``noise`` has the wrong shape, or model and masking disagree.
         """
         if not isinstance(images, Tensor):
             raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
         if images.ndim != 4:
             raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
         batch, _, height, width = images.shape
-        grid, num_keep = self.count(height, width)
+        layout = self.layout(height, width, mask_ratio=mask_ratio, patch_size=patch_size)
+        grid, num_keep = layout.grid, layout.num_keep
         units = grid[0] * grid[1]
         if noise is None:
             noise = torch.rand(batch, units, device=images.device, generator=generator)
+        elif not isinstance(noise, Tensor):
+            raise TypeError(f"noise must be a torch.Tensor, got {type(noise).__name__}")
         elif noise.shape != (batch, units):
             raise ValueError(f"noise must have shape {(batch, units)}, got {tuple(noise.shape)}")
         scores = self.scores(images, grid, num_keep, noise, generator)
         mask = PatchMask.from_scores(scores, num_keep)
-        side = self.mask_unit // self.patch_size
-        return mask if side == 1 else _units_to_patches(mask, grid, side)
+        return mask if layout.side == 1 else _units_to_patches(mask, grid, layout.side)
+
+
+def _side(mask_unit: int, patch_size: int) -> int:
+    if mask_unit % patch_size:
+        raise ValueError(
+            f"mask_unit must be a multiple of patch_size={patch_size}, got {mask_unit}"
+        )
+    return mask_unit // patch_size
 
 
 def _units_to_patches(mask: PatchMask, grid: tuple[int, int], side: int) -> PatchMask:

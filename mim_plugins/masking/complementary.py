@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._check import check_bool, check_int
-from .base import Masking
+from .base import Layout, Masking, agree
 from .dpp import SMALLEST_GAIN, DPPMasking, choose_sets
 
 _TOLERANCE = 1e-9  # of num_masks * (1 - mask_ratio), e.g. 3 * (1 - 2 / 3) > 1 in floats
@@ -26,7 +28,6 @@ class ComplementaryMasking(Masking):
 
     Args:
         num_masks: Masks per image. Default: 4.
-        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
         base: How a single mask is drawn. Default (None): uniformly at random; a random
             permutation is dealt out, each mask by itself is a random mask. With a
             :class:`DPPMasking` (greedy) all masks choose their units as it does, but in
@@ -34,16 +35,18 @@ class ComplementaryMasking(Masking):
         shared: Give all images of a batch the same masks, drawn once. A latent then cannot
             be matched to another one of its image by the positions it has seen, see
             docs/mi-mae.md. Not for DPPs, which depend on the image. Default: False.
+        **settings: Those of :class:`Masking`, here or of ``base``.
 
     Raises:
         TypeError: If ``num_masks`` is no int, or ``base`` no :class:`DPPMasking`.
         ValueError: If the masks cannot be disjoint, that is ``num_masks * (1 - mask_ratio)
-            > 1``; if ``base`` disagrees with the other arguments or is exact; or an
-            argument is out of range.
+            > 1``, here or as soon as the model gives the ratio; if ``base`` disagrees with
+            the other arguments or is exact; or an argument is out of range.
 
     Example:
-        >>> masking = ComplementaryMasking(num_masks=4, mask_ratio=0.75, patch_size=8)
-        >>> mask = masking(torch.rand(2, 3, 64, 64)).mask.view(4, 2, 64)
+        >>> masking = ComplementaryMasking(num_masks=4)
+        >>> images = torch.rand(2, 3, 64, 64)
+        >>> mask = masking(images, mask_ratio=0.75, patch_size=8).mask.view(4, 2, 64)
         >>> (~mask).sum(dim=0).unique()  # every patch is visible once
         tensor([1])
     """
@@ -51,35 +54,40 @@ class ComplementaryMasking(Masking):
     def __init__(
         self,
         num_masks: int = 4,
-        mask_ratio: float = 0.75,
-        patch_size: int = 16,
-        mask_unit: int | None = None,
+        *,
         base: DPPMasking | None = None,
         shared: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(mask_ratio, patch_size, mask_unit)
+        super().__init__(**settings)
         self.num_masks = check_int("num_masks", num_masks)
         self.shared = check_bool("shared", shared)
-        visible = num_masks * (1 - mask_ratio)
-        if visible > 1 + _TOLERANCE:
-            raise ValueError(
-                "num_masks * (1 - mask_ratio) must be at most 1 for disjoint visible sets, got "
-                f"{num_masks} * (1 - {mask_ratio}) = {visible:.4g}"
-            )
         if base is not None:
             if not isinstance(base, DPPMasking):
                 raise TypeError(f"base must be a DPPMasking or None (random), got {base!r}")
-            for name in ("mask_ratio", "patch_size", "mask_unit"):
-                if getattr(base, name) != getattr(self, name):
-                    raise ValueError(
-                        f"base has {name}={getattr(base, name)}, the complementary masking "
-                        f"{getattr(self, name)}: make them equal"
-                    )
             if base.tau is None:
                 raise ValueError("base must have method='greedy': exact samples cannot take turns")
             if self.shared:
                 raise ValueError("shared=True needs base=None: DPP masks depend on the image")
+            for name in ("mask_ratio", "patch_size", "mask_unit"):
+                setattr(self, name, agree(name, getattr(base, name), getattr(self, name)))
         self.base = base
+        if self.mask_ratio is not None:
+            self._check_disjoint(self.mask_ratio)
+
+    def _check_disjoint(self, mask_ratio: float) -> None:
+        visible = self.num_masks * (1 - mask_ratio)
+        if visible > 1 + _TOLERANCE:
+            raise ValueError(
+                "num_masks * (1 - mask_ratio) must be at most 1 for disjoint visible sets, got "
+                f"{self.num_masks} * (1 - {mask_ratio}) = {visible:.4g}"
+            )
+
+    def layout(self, height: int, width: int, **model: Any) -> Layout:
+        """As :meth:`Masking.layout`; ValueError also if the masks cannot be disjoint."""
+        layout = super().layout(height, width, **model)
+        self._check_disjoint(layout.mask_ratio)
+        return layout
 
     def scores(
         self,

@@ -7,7 +7,7 @@ arXiv 2303.12736. Equation numbers are those of its supplement.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -40,7 +40,6 @@ class DPPMasking(Masking):
     ``method="exact"``: an exact sample of the k-DPP, see :func:`sample_kdpp`. Slower.
 
     Args:
-        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
         method: ``"greedy"`` or ``"exact"``. Default: ``"greedy"``.
         tau: Smallest gain ``d_j^2`` that greedy selection still accepts, in [0, 1]; None
             for ``method="exact"``. Default: 0.5, which on photographs leaves about a third
@@ -49,29 +48,29 @@ class DPPMasking(Masking):
         bandwidth: Bandwidth of the RBF kernel. Default: the image's median distance.
         features: ``"pixels"``, ``"pooled"`` (a unit's pixels averaged down to 4 x 4) or a
             callable, see :func:`unit_features`. Default: ``"pooled"``.
+        **settings: Those of :class:`Masking`.
 
     Raises:
         TypeError: If ``features`` is neither a name nor callable.
         ValueError: If an argument is out of range.
 
     Example:
-        >>> masking = DPPMasking(mask_ratio=0.75, patch_size=8, tau=0.0)
-        >>> masking(torch.rand(2, 3, 64, 64)).ids_keep.shape
+        >>> masking = DPPMasking(tau=0.0)
+        >>> masking(torch.rand(2, 3, 64, 64), mask_ratio=0.75, patch_size=8).ids_keep.shape
         torch.Size([2, 16])
     """
 
     def __init__(
         self,
-        mask_ratio: float = 0.75,
-        patch_size: int = 16,
-        mask_unit: int | None = None,
+        *,
         method: str = "greedy",
         tau: float | None = None,
         kernel: str = "rbf",
         bandwidth: float | None = None,
         features: str | Callable[[Tensor], Tensor] = "pooled",
+        **settings: Any,
     ) -> None:
-        super().__init__(mask_ratio, patch_size, mask_unit)
+        super().__init__(**settings)
         check_choice("method", method, METHODS)
         if method == "exact" and tau is not None:
             raise ValueError(f"tau applies to method='greedy' only, got tau={tau}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
-from .base import Masking
+from .base import Layout, Masking
 from .hierarchy import LatentHierarchy
 
 
@@ -32,15 +32,15 @@ class HierarchicalMasking(Masking):
             ``LatentHierarchy.quadtree``, e.g. ``dict(grid=(14, 14), branching=2)``.
         level: Height of the latents whose patches are removed together, below the height
             of the hierarchy; 0 is random masking bit for bit. Default: 2.
-        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
+        **settings: Those of :class:`Masking`.
 
     Raises:
         TypeError: If ``hierarchy`` is neither.
         ValueError: If an argument is out of range.
 
     Example:
-        >>> masking = HierarchicalMasking(dict(grid=(4, 4)), level=1, patch_size=8)
-        >>> mask = masking(torch.rand(1, 3, 32, 32)).mask.view(2, 2, 2, 2)
+        >>> masking = HierarchicalMasking(dict(grid=(4, 4)), level=1)
+        >>> mask = masking(torch.rand(1, 3, 32, 32), patch_size=8).mask.view(2, 2, 2, 2)
         >>> mask.sum(dim=(1, 3)).unique()  # blocks of 2 x 2 patches: all removed or none
         tensor([0, 4])
     """
@@ -48,12 +48,11 @@ class HierarchicalMasking(Masking):
     def __init__(
         self,
         hierarchy: LatentHierarchy | Mapping[str, Any],
+        *,
         level: int = 2,
-        mask_ratio: float = 0.75,
-        patch_size: int = 16,
-        mask_unit: int | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(mask_ratio, patch_size, mask_unit)
+        super().__init__(**settings)
         if isinstance(hierarchy, Mapping):
             if "grid" not in hierarchy:
                 raise ValueError(f"hierarchy must have a grid, got {hierarchy!r}")
@@ -71,17 +70,17 @@ class HierarchicalMasking(Masking):
         self.hierarchy = hierarchy
         self.level = level
 
-    def count(self, height: int, width: int) -> tuple[tuple[int, int], int]:
-        """As :meth:`Masking.count`; ValueError also if image and hierarchy do not fit."""
-        grid, num_keep = super().count(height, width)
-        num = len(self.hierarchy.observables)
-        if self.hierarchy.grid not in (None, grid) or num != grid[0] * grid[1]:
+    def layout(self, height: int, width: int, **model: Any) -> Layout:
+        """As :meth:`Masking.layout`; ValueError also if image and hierarchy do not fit."""
+        layout = super().layout(height, width, **model)
+        (rows, cols), num = layout.grid, len(self.hierarchy.observables)
+        if self.hierarchy.grid not in (None, (rows, cols)) or num != rows * cols:
             raise ValueError(
-                f"hierarchy must have one observable per masking unit, {grid[0]} x {grid[1]} of "
-                f"mask_unit={self.mask_unit} in a {height} x {width} image, got "
+                f"hierarchy must have one observable per masking unit, {rows} x {cols} of "
+                f"{height // rows} pixels in a {height} x {width} image, got "
                 f"{self.hierarchy.grid or num}"
             )
-        return grid, num_keep
+        return layout
 
     def scores(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,19 +39,13 @@ class GridMasking(Masking):
     count.
 
     Args:
-        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
         random_shift: Shift the pattern cyclically by a random offset per image. If False,
             all masks are equal. Default: True.
+        **settings: Those of :class:`Masking`.
     """
 
-    def __init__(
-        self,
-        mask_ratio: float = 0.75,
-        patch_size: int = 16,
-        mask_unit: int | None = None,
-        random_shift: bool = True,
-    ) -> None:
-        super().__init__(mask_ratio, patch_size, mask_unit)
+    def __init__(self, *, random_shift: bool = True, **settings: Any) -> None:
+        super().__init__(**settings)
         self.random_shift = check_bool("random_shift", random_shift)
 
     def scores(
@@ -82,10 +77,10 @@ class BlockMasking(Masking):
     count is exact. All images at once: one comparison per rectangle, no loop over images.
 
     Args:
-        mask_ratio, patch_size, mask_unit: See :class:`Masking`.
         min_units: Smallest rectangle, in units. Default: 4 (BEiT's default in mmpretrain).
         min_aspect: Smallest ratio of height to width, in (0, 1]; the largest is its
             inverse. Default: 0.3.
+        **settings: Those of :class:`Masking`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -93,15 +88,8 @@ class BlockMasking(Masking):
 
     NUM_RECTANGLES = 32  # covers 99 % of a 14 x 14 grid; what is left is filled at random
 
-    def __init__(
-        self,
-        mask_ratio: float = 0.5,
-        patch_size: int = 16,
-        mask_unit: int | None = None,
-        min_units: int = 4,
-        min_aspect: float = 0.3,
-    ) -> None:
-        super().__init__(mask_ratio, patch_size, mask_unit)
+    def __init__(self, *, min_units: int = 4, min_aspect: float = 0.3, **settings: Any) -> None:
+        super().__init__(**settings)
         self.min_units = check_int("min_units", min_units)
         self.min_aspect = check_number("min_aspect", min_aspect)
         if not 0.0 < self.min_aspect <= 1.0:

@@ -154,7 +154,7 @@ class _GridMixer(Mixer):
         own = min(max(round(ratio * size**2), 1), size**2 - 1)
         # Half a cell less, so that no rounding moves the count of kept units, which is cut off.
         masking = MASKS[self.mask](mask_ratio=(own - 0.5) / size**2, patch_size=1)
-        cells = masking(torch.empty(1, 1, size, size), generator).mask.view(size, size)
+        cells = masking(torch.empty(1, 1, size, size), generator=generator).mask.view(size, size)
         # 48 does not divide 224: cells differ in size by a pixel, and λ depends on which are own.
         rows, cols = (torch.arange(side) * size // side for side in (height, width))
         mask = cells[rows][:, cols]

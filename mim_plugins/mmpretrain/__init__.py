@@ -7,6 +7,8 @@ Maskings are registered in ``TASK_UTILS``, data transforms in ``TRANSFORMS``, mo
 :mod:`mim_plugins.mmpretrain.remedies`.
 """
 
+from inspect import isabstract
+
 from .._versions import check_versions
 
 try:
@@ -53,17 +55,10 @@ from .regularizers.boundary import BoundaryMAEHead, BoundarySimMIMHead
 from .regularizers.mi_mae import MIMAE, MISimMIM
 from .resume import EpochSeedHook
 
-MASKINGS = (
-    "RandomMasking",
-    "GridMasking",
-    "BlockMasking",
-    "DPPMasking",
-    "ComplementaryMasking",
-    "HierarchicalMasking",
-)
-
-for _name in MASKINGS:
-    TASK_UTILS.register_module(name=_name, module=getattr(_masking, _name), force=True)
+for _name in _masking.__all__:
+    _cls = getattr(_masking, _name)
+    if isinstance(_cls, type) and issubclass(_cls, _masking.Masking) and not isabstract(_cls):
+        TASK_UTILS.register_module(name=_name, module=_cls, force=True)
 
 remedies.apply()
 

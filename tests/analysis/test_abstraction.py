@@ -111,7 +111,7 @@ def test_profiles_at_01_and_09_coincide_exactly() -> None:
     mirrored = 0.9 - 1e-9
 
     def masking(mask_ratio: float, **kwargs: int):  # type: ignore[no-untyped-def]
-        base = RandomMasking(mask_ratio, **kwargs)
+        base = RandomMasking(mask_ratio=mask_ratio, **kwargs)
 
         def draw(images: torch.Tensor, generator: torch.Generator) -> PatchMask:
             noise = torch.rand(len(images), 200, generator=generator, dtype=torch.float64)
@@ -224,7 +224,10 @@ def test_masks_of_one_image_count_as_one_draw() -> None:
     torch.testing.assert_close(one.size.mean, nine.size.mean)
     torch.testing.assert_close(one.size.half_width, nine.size.half_width)
     found = mask_abstraction(
-        TREE, RandomMasking(0.5, 4)(torch.zeros(40, 1, 32, 32), generator=seeded()).mask
+        TREE,
+        RandomMasking(mask_ratio=0.5, patch_size=4)(
+            torch.zeros(40, 1, 32, 32), generator=seeded()
+        ).mask,
     )
     expected = 1.959964 * found.size.std() / math.sqrt(40)
     torch.testing.assert_close(one.size.half_width[0, 0], expected)

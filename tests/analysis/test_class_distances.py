@@ -60,7 +60,9 @@ def test_equals_brute_force(reduction: str, block: int) -> None:
     for i, ratio in enumerate(ratios):
         mask = torch.zeros(5, 4, 4)
         if ratio:
-            mask = RandomMasking(ratio, 2)(images, generator=generator).mask.view(5, 4, 4)
+            mask = RandomMasking(mask_ratio=ratio, patch_size=2)(
+                images, generator=generator
+            ).mask.view(5, 4, 4)
         intra, inter = means(brute_force(images, mask, 2, reduction), LABELS)
         assert found.intra[i].item() == pytest.approx(intra)
         assert found.inter[i].item() == pytest.approx(inter)
@@ -116,7 +118,7 @@ def test_other_maskings() -> None:
     found = class_distances(
         images, LABELS, (0.75,), 2, masking=lambda **kw: GridMasking(random_shift=False, **kw)
     )
-    mask = GridMasking(0.75, 2, random_shift=False)(images).mask.view(5, 4, 4)
+    mask = GridMasking(mask_ratio=0.75, patch_size=2, random_shift=False)(images).mask.view(5, 4, 4)
     intra, inter = means(brute_force(images, mask, 2, "max"), LABELS)
     assert (found.intra.item(), found.inter.item()) == pytest.approx((intra, inter))
 

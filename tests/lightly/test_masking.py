@@ -50,7 +50,7 @@ def test_token_masks_are_the_core_s() -> None:
     idx_keep, idx_mask = dpp_token_mask(images(), (4, 65), 0.75, tau=0.0)
     torch.manual_seed(0)
     noise = torch.rand(4, 65)[:, 1:]
-    expected = DPPMasking(0.75, patch_size=4, tau=0.0)(images(), noise=noise)
+    expected = DPPMasking(mask_ratio=0.75, patch_size=4, tau=0.0)(images(), noise=noise)
     assert torch.equal(idx_keep[:, 1:] - 1, expected.ids_keep)
     assert torch.equal(idx_mask - 1, expected.ids_mask)
 
@@ -71,9 +71,9 @@ def test_token_mask_rejects() -> None:
         dpp_token_mask(images(), (3, 65))
     with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\), got 1.5"):
         dpp_token_mask(images(), (4, 65), mask_ratio=1.5)
-    with pytest.raises(ValueError, match="mask_ratio must be the masking's own, 0.75, got 0.5"):
-        token_mask(images(), (4, 65), 0.5, RandomMasking(patch_size=4))
-    with pytest.raises(ValueError, match="is the masking's patch_size the model's"):
+    with pytest.raises(ValueError, match="mask_ratio is 0.75 in the masking and 0.5 in what"):
+        token_mask(images(), (4, 65), 0.5, RandomMasking(mask_ratio=0.75))
+    with pytest.raises(ValueError, match="patch_size is 8 in the masking and 4 in what uses it"):
         token_mask(images(), (4, 65), 0.75, RandomMasking(patch_size=8))
 
 
@@ -99,25 +99,28 @@ def test_block_mask_has_ibot_s_ratios() -> None:
 def test_block_masks_of_every_size_are_the_greedy_choice() -> None:
     torch.manual_seed(0)
     x = images(16)
-    mask = block_mask(x, (16, 8, 8), DPPMasking(0.7, patch_size=4, tau=0.3), 1.0, 0.2)
+    mask = block_mask(x, (16, 8, 8), DPPMasking(mask_ratio=0.7, patch_size=4, tau=0.3), 1.0, 0.2)
     torch.manual_seed(0)
     noise = torch.rand(16, 64)
     counts = mask.flatten(1).sum(dim=1).tolist()
     assert len(set(counts)) > 4
     for b, count in enumerate(counts):
-        alone = DPPMasking((count - 0.5) / 64, patch_size=4, tau=0.3)
+        alone = DPPMasking(mask_ratio=(count - 0.5) / 64, patch_size=4, tau=0.3)
         expected = alone(x[b : b + 1], noise=noise[b : b + 1]).mask[0]
         assert torch.equal(mask[b].flatten(), expected)
 
 
-@pytest.mark.parametrize("masking", [RandomMasking(0.7, 4), BlockMasking(0.7, 4)])
+@pytest.mark.parametrize(
+    "masking",
+    [RandomMasking(mask_ratio=0.7, patch_size=4), BlockMasking(mask_ratio=0.7, patch_size=4)],
+)
 def test_block_mask_of_other_maskings(masking: RandomMasking | BlockMasking) -> None:
     counts = block_mask(images(), (4, 8, 8), masking, batch_mask_ratio=1.0).flatten(1).sum(dim=1)
     assert ((counts >= 40) & (counts <= 48)).all()
 
 
 def test_block_mask_rejects() -> None:
-    masking = RandomMasking(0.7, 4)
+    masking = RandomMasking(mask_ratio=0.7, patch_size=4)
     with pytest.raises(ValueError, match=r"size must be \(4, 8, 8\).*got \(4, 7, 8\)"):
         block_mask(images(), (4, 7, 8), masking)
     with pytest.raises(ValueError, match=r"batch_mask_ratio must be in \[0, 1\], got 2"):
@@ -125,4 +128,4 @@ def test_block_mask_rejects() -> None:
     with pytest.raises(ValueError, match="mask_ratio_var must keep mask_ratio=0.7"):
         block_mask(images(), (4, 8, 8), masking, mask_ratio_var=0.4)
     with pytest.raises(ValueError, match="method must be 'greedy'"):
-        block_mask(images(), (4, 8, 8), DPPMasking(0.7, 4, method="exact"))
+        block_mask(images(), (4, 8, 8), DPPMasking(mask_ratio=0.7, patch_size=4, method="exact"))

@@ -166,7 +166,7 @@ def test_copy_and_pickle_stay_wrapped() -> None:
 
 
 def test_block_masks_of_two_views() -> None:
-    model = wrap(BlockMasked(), masking=DPPMasking(0.7, patch_size=4, tau=0.5))
+    model = wrap(BlockMasked(), masking=DPPMasking(mask_ratio=0.7, patch_size=4, tau=0.5))
     views = [torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32), torch.rand(8, 3, 16, 16)]
     model.training_step((views, None), 0)
     counts = model.seen[0].flatten(1).sum(dim=1)
@@ -218,10 +218,12 @@ def test_two_processes(strategy: str, tmp_path: Path) -> None:
 
 
 def test_rejects() -> None:
-    with pytest.raises(ValueError, match="masking has mask_ratio=0.5, the model 0.75"):
+    with pytest.raises(
+        ValueError, match="mask_ratio is 0.5 in the masking and 0.75 in what uses it"
+    ):
         wrap(make(), masking=DPPMasking(mask_ratio=0.5, patch_size=4))
-    with pytest.raises(ValueError, match="masking has patch_size=16, the model 4"):
-        wrap(make(), masking=DPPMasking())
+    with pytest.raises(ValueError, match="patch_size is 16 in the masking and 4 in what uses it"):
+        wrap(make(), masking=DPPMasking(patch_size=16))
     with pytest.raises(TypeError, match="Unmasked calls neither random_token_mask nor random_bl"):
         wrap(Unmasked(), masking=DPPMasking())
     with pytest.raises(ValueError, match="needs masking, regularizers, mixing or unmix, got None"):

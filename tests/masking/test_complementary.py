@@ -211,7 +211,7 @@ def test_deterministic_under_a_generator_and_copies() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"num_masks": 5}, ValueError,
+        ({"num_masks": 5, "mask_ratio": 0.75}, ValueError,
          r"num_masks \* \(1 - mask_ratio\) must be at most 1 .* got 5 \* \(1 - 0.75\) = 1.25"),
         ({"mask_ratio": 0.6}, ValueError, "must be at most 1"),
         ({"num_masks": 0}, ValueError, "num_masks must be at least 1, got 0"),
@@ -219,10 +219,11 @@ def test_deterministic_under_a_generator_and_copies() -> None:
         ({"num_masks": True}, TypeError, "num_masks must be an int, got True"),
         ({"base": "dpp"}, TypeError, "base must be a DPPMasking or None"),
         ({"base": RandomMasking()}, TypeError, "base must be a DPPMasking or None"),
-        ({"base": DPPMasking(patch_size=8)}, ValueError,
-         "base has patch_size=8, the complementary masking 16"),
-        ({"base": DPPMasking(mask_ratio=0.8)}, ValueError, "base has mask_ratio=0.8"),
-        ({"base": DPPMasking(mask_unit=32)}, ValueError, "base has mask_unit=32"),
+        ({"base": DPPMasking(patch_size=8), "patch_size": 16}, ValueError,
+         "patch_size is 8 in the masking and 16 in what uses it"),
+        ({"base": DPPMasking(mask_ratio=0.8), "mask_ratio": 0.75}, ValueError, "mask_ratio is 0.8"),
+        ({"base": DPPMasking(mask_unit=32), "mask_unit": 16}, ValueError, "mask_unit is 32"),
+        ({"base": DPPMasking(mask_ratio=0.6)}, ValueError, "must be at most 1"),
         ({"base": DPPMasking(method="exact")}, ValueError, "base must have method='greedy'"),
         ({"base": DPPMasking(), "shared": True}, ValueError, "shared=True needs base=None"),
         ({"mask_ratio": 1.0}, ValueError, "mask_ratio must be in"),
@@ -231,3 +232,14 @@ def test_deterministic_under_a_generator_and_copies() -> None:
 def test_bad_arguments(arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ComplementaryMasking(**arguments)
+
+
+def test_settings_of_the_base_are_those_of_all_masks() -> None:
+    """Given there or beside it, they do the same; the ratio of the model is checked when known."""
+    beside = ComplementaryMasking(2, base=DPPMasking(), mask_ratio=0.5, patch_size=4, mask_unit=8)
+    there = ComplementaryMasking(2, base=DPPMasking(mask_ratio=0.5, patch_size=4, mask_unit=8))
+    noise = torch.rand(3, 16)
+    expected = beside(images(), noise=noise).ids_shuffle
+    assert torch.equal(there(images(), noise=noise).ids_shuffle, expected)
+    with pytest.raises(ValueError, match=r"got 4 \* \(1 - 0.6\) = 1.6"):
+        ComplementaryMasking(4)(images(), mask_ratio=0.6, patch_size=4)

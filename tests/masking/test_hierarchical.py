@@ -45,7 +45,9 @@ def test_whole_latents_are_removed_where_the_count_allows(level: int) -> None:
 
 
 def test_level_0_is_random_masking_bit_for_bit() -> None:
-    random = RandomMasking(0.6, 2)(IMAGES, generator=torch.Generator().manual_seed(3))
+    random = RandomMasking(mask_ratio=0.6, patch_size=2)(
+        IMAGES, generator=torch.Generator().manual_seed(3)
+    )
     assert torch.equal(draw(3, level=0, mask_ratio=0.6), random.mask)
 
 
@@ -96,4 +98,4 @@ def test_rejects_arguments() -> None:
     with pytest.raises(ValueError, match=r"one observable per masking unit, 8 x 8 .*\(16, 16\)"):
         masking(IMAGES[:, :, :16, :16])
     with pytest.raises(ValueError, match=r"one observable per masking unit, 8 x 32"):
-        masking.count(16, 64)
+        masking.layout(16, 64)[:2]

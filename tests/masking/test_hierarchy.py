@@ -437,7 +437,9 @@ def test_rejects_masks() -> None:
     with pytest.raises(ValueError, match="mask must contain only 0 .*got nan"):
         shared_latents(hierarchy, torch.tensor([0.0, torch.nan, 1.0]))
     with pytest.raises(TypeError, match=r"of a PatchMask its \.mask\), got PatchMask"):
-        shared_latents(hierarchy, RandomMasking(0.5, 1)(torch.zeros(1, 3, 1, 3)))
+        shared_latents(
+            hierarchy, RandomMasking(mask_ratio=0.5, patch_size=1)(torch.zeros(1, 3, 1, 3))
+        )
     with pytest.raises(TypeError, match="hierarchy must be a LatentHierarchy"):
         shared_latents(nx.DiGraph(EDGES), torch.zeros(3))
     with pytest.raises(ValueError, match=r"marked must have shape \(2,\) or \(5,\), got \(4,\)"):

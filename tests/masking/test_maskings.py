@@ -112,8 +112,11 @@ def test_rejects_mask_ratio(make: type[Masking], mask_ratio: float) -> None:
 
 @every_masking
 def test_rejects_sizes(make: type[Masking]) -> None:
-    with pytest.raises(ValueError, match="mask_unit must be a multiple of patch_size=16, got 24"):
-        make(mask_unit=24)
+    for settings, model in (({"patch_size": 16}, {}), ({}, {"patch_size": 16}), ({}, {})):
+        with pytest.raises(ValueError, match="a multiple of patch_size=16, got 24"):
+            make(mask_unit=24, **settings)(images(48, 48), **model)
+    with pytest.raises(ValueError, match="a multiple of patch_size=16, got 24"):
+        make(mask_unit=24, patch_size=16)
     with pytest.raises(TypeError, match=r"patch_size must be an int, got \(16, 16\)"):
         make(patch_size=(16, 16))
     with pytest.raises(ValueError, match="patch_size must be at least 1, got 0"):
@@ -128,6 +131,32 @@ def test_rejects_sizes(make: type[Masking]) -> None:
         make()(images().float().numpy())
     with pytest.raises(ValueError, match=r"noise must have shape \(3, 4\), got \(3, 5\)"):
         make()(images(), noise=torch.rand(3, 5))
+
+
+@every_masking
+def test_ratio_and_patch_size_are_the_models(make: type[Masking]) -> None:
+    """Handed over with the call they do what they do in the constructor; they may change."""
+    masking, noise = make(), torch.rand(3, 64)
+    for ratio, patch in ((0.5, 4), (0.8, 4)):
+        own = make(mask_ratio=ratio, patch_size=patch)
+        generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+        expected = own(images(), noise=noise, generator=generators[0])
+        found = masking(
+            images(), mask_ratio=ratio, patch_size=patch, noise=noise, generator=generators[1]
+        )
+        assert torch.equal(found.ids_shuffle, expected.ids_shuffle)
+        assert found.num_keep == int(64 * (1 - ratio))
+    assert masking(images(batch=1)).num_keep == 1  # alone: 0.75 and 16
+    same = own(images(), mask_ratio=0.8, patch_size=4)
+    assert same.num_keep == expected.num_keep
+    with pytest.raises(ValueError, match="mask_ratio is 0.8 in the masking and 0.75 in what uses"):
+        own(images(), mask_ratio=0.75)
+    with pytest.raises(ValueError, match="patch_size is 4 in the masking and 8 in what uses it"):
+        own(images(), patch_size=8)
+    with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\), got 1.5"):
+        masking(images(), mask_ratio=1.5)
+    with pytest.raises(TypeError, match="noise must be a torch.Tensor, got list"):
+        masking(images(), noise=[0.5])
 
 
 def test_random_masking_is_the_stock_arithmetic() -> None:

@@ -37,7 +37,7 @@ def test_pixels_to_mask_as_in_torch(arguments: dict, size: int, patch: int) -> N
     """The same patches, or at ties up to rounding others of the same log-determinant."""
     images = torch.from_numpy(photos(size)).permute(0, 3, 1, 2).float() / 255
     masking = DPPMasking(patch_size=patch, **arguments)
-    grid, k = masking.count(size, size)
+    grid, k = masking.layout(size, size)[:2]
     noise = random_numbers(len(images), grid[0] * grid[1])
     L = masking.similarity(images, grid)
     expected = _greedy_map_torch(L, k, max(masking.tau, SMALLEST_GAIN), True, noise)
@@ -60,7 +60,7 @@ def test_one_image_as_in_a_batch(size: int, tau: float) -> None:
     pixels = photos(size)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     masking = DPPMasking(tau=tau)
-    grid, k = masking.count(size, size)
+    grid, k = masking.layout(size, size)[:2]
     order = np.random.default_rng(0).permutation(grid[0] * grid[1])
     noise = torch.empty(len(order))
     noise[order] = torch.arange(len(order) - 1.0, -1.0, -1.0) / len(order)

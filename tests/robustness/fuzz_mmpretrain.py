@@ -57,7 +57,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def build_mae(name: str, **arguments: Any) -> nn.Module:
-    several = {"mask_generator": COMPLEMENTARY} if name == "MIMAE" else {}
+    several = {"masking": COMPLEMENTARY} if name == "MIMAE" else {}
     return models.build("MaskedMAEViT", {"type": name, **arguments}, **several)
 
 
@@ -76,7 +76,7 @@ def build_head(name: str, **arguments: Any) -> nn.Module:
 def build_any_simmim(name: str, vit: bool = False, **arguments: Any) -> nn.Module:
     if name == "MISimMIM":
         masking = {**COMPLEMENTARY, "num_masks": 2, "mask_unit": 16}
-        arguments = {"mask_generator": masking, "information": {"token": "mean"}, **arguments}
+        arguments = {"masking": masking, "information": {"token": "mean"}, **arguments}
     if "simmim" in name.lower() and "token" in inspect.signature(MODELS.get(name)).parameters:
         arguments = {"token": "mean", **arguments}
     return build_simmim({"type": name, **arguments}, vit)

@@ -269,7 +269,7 @@ CASES = [
     Case(
         "ibot dpp",
         "lightly",
-        module(ibot, 32, 32, 16, masking=lambda: DPPMasking(0.7, patch_size=4, tau=0.5)),
+        module(ibot, 32, 32, 16, masking=lambda: DPPMasking(mask_ratio=0.7, patch_size=4, tau=0.5)),
         None,
         module(ibot, 32, 32, 16),
         lambda: (ibot().teacher_backbone.vit, "teacher_backbone.vit."),

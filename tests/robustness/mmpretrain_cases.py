@@ -59,15 +59,15 @@ def mae(backbone: str = "MAEViT", algorithm: dict | None = None, **arguments: An
     return lambda: Setup(models.build(backbone, algorithm, **arguments), Images(64))
 
 
-def masked(**mask_generator: Any) -> Builder:
-    return mae("MaskedMAEViT", mask_generator=mask_generator)
+def masked(**masking: Any) -> Builder:
+    return mae("MaskedMAEViT", masking=masking)
 
 
 def mi_mae(num_masks: int, **arguments: Any) -> Builder:
     return mae(
         "MaskedMAEViT",
         {"type": "MIMAE", "information": SMALL, **arguments},
-        mask_generator={"type": "ComplementaryMasking", "num_masks": num_masks},
+        masking={"type": "ComplementaryMasking", "num_masks": num_masks},
     )
 
 
@@ -146,7 +146,9 @@ class RandomlyMasked(SimMIM):
     """Stock SimMIM, given random masks where MISimMIM draws its own."""
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any) -> dict:
-        mask = RandomMasking(0.6, patch_size=4, mask_unit=16)(inputs).mask.view(-1, 16, 16)
+        mask = RandomMasking(mask_ratio=0.6, patch_size=4, mask_unit=16)(inputs).mask.view(
+            -1, 16, 16
+        )
         for sample, one in zip(data_samples, mask.float(), strict=True):
             sample.set_field(one, "mask")
         return super().loss(inputs, data_samples, **kwargs)
@@ -155,7 +157,7 @@ class RandomlyMasked(SimMIM):
 def mi_simmim(num_masks: int, **arguments: Any) -> Builder:
     algorithm = {
         "type": "MISimMIM",
-        "mask_generator": {
+        "masking": {
             "type": "ComplementaryMasking", "num_masks": num_masks, "mask_unit": 16
         },
         "information": {**SMALL, "token": "mean"},
@@ -278,7 +280,7 @@ CASES = [
     Case(
         "hivit dpp",
         "mmpretrain",
-        hivit("MaskedMAEHiViT", mask_generator={"type": "DPPMasking", "tau": 0.5}),
+        hivit("MaskedMAEHiViT", masking={"type": "DPPMasking", "tau": 0.5}),
         hivit("MaskedMAEHiViT"),
         STOCK_HIVIT,
         plain_hivit,

@@ -99,7 +99,7 @@ def test_ibot_class(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = module.IBOT(batch_size_per_device=4, num_classes=10)
     keys = list(model.state_dict())
-    wrap(model, masking=DPPMasking(0.7, patch_size=8, tau=0.5))
+    wrap(model, masking=DPPMasking(mask_ratio=0.7, patch_size=8, tau=0.5))
     masks = []
     criterion = model.patch_criterion.forward
 

@@ -245,7 +245,7 @@ def test_cifar_configs_are_the_sweeps(name: str) -> None:
     if ratio:
         assert cfg.model.backbone.mask_ratio == int(ratio[1]) / 100
     if unit:
-        assert cfg.model.backbone.mask_generator.mask_unit == int(unit[1])
+        assert cfg.model.backbone.masking.mask_unit == int(unit[1])
     patch = int(re.search(r"-p(\d)", name)[1])
     assert cfg.model.backbone.patch_size == cfg.model.head.patch_size == patch
     assert cfg.model.neck.num_patches == (32 // patch) ** 2

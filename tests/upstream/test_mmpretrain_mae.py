@@ -30,7 +30,7 @@ LINEAR = "_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr
 FINE_TUNE = "_base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py'\n"
 BACKBONE = """
 model['backbone'].update(
-    type='MaskedMAEViT', mask_generator=dict(type='DPPMasking', tau=0.5))
+    type='MaskedMAEViT', masking=dict(type='DPPMasking', tau=0.5))
 """
 
 
@@ -134,7 +134,7 @@ def test_pretrain_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> 
     runner = Runner.from_cfg(cfg)
     runner.train()
     assert runner.iter == 2
-    assert type(runner.model.backbone.mask_generator).__name__ == "DPPMasking"
+    assert type(runner.model.backbone.masking).__name__ == "DPPMasking"
     assert runner.message_hub.get_scalar("train/loss").current() > 0
 
 

@@ -119,7 +119,7 @@ def test_pretrain_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> 
     assert full.train_dataloader.batch_size == 128
     runner = run(config, tmp_path)
     assert runner.iter == 2
-    masking = runner.model.backbone.mask_generator
+    masking = runner.model.backbone.masking
     assert masking.num_masks == 4
     assert (masking.base is not None) == ("dpp" in name)
     if "4masks" in name:
@@ -135,7 +135,7 @@ def test_simmim_config_runs(name: str, photo_folder: Path, tmp_path: Path) -> No
     config.write_text(f"_base_ = {str(CONFIGS / name)!r}\n" + TINY_SWIN + SMALL + data + RUNTIME)
     runner = run(config, tmp_path)
     assert runner.iter == 2
-    assert runner.model.mask_generator.num_masks == 2
+    assert runner.model.masking.num_masks == 2
     assert logged(runner, "loss_mutual_information_variational") != 0
 
 
@@ -153,7 +153,7 @@ def test_cifar_configs_run_from_one_folder(name: str, photo_folder: Path, tmp_pa
     assert full.param_scheduler[-1].end == full.train_cfg.max_epochs
     runner = run(config, tmp_path)
     assert runner.iter == 2
-    masking = runner.model.backbone.mask_generator
+    masking = runner.model.backbone.masking
     assert masking.num_masks == (1 if Path(name).name.startswith("mae_") else 4)
     if masking.num_masks == 1:
         return

@@ -2,7 +2,7 @@
 _base_ = './mae_vit-mini-p4_1xb256-coslr-40e_cifar-32px.py'
 
 model = dict(
-    backbone=dict(patch_size=2, mask_generator=dict(mask_unit=4)),
+    backbone=dict(patch_size=2, masking=dict(mask_unit=4)),
     neck=dict(patch_size=2, num_patches=(32 // 2)**2),
     head=dict(patch_size=2),
 )

@@ -6,5 +6,5 @@ model = dict(
     cross_weight=0.1,
     input_weight=0.001,
     information=dict(hidden_dim=128, projection_dim=64),
-    backbone=dict(mask_generator=dict(type='ComplementaryMasking', num_masks=4)),
+    backbone=dict(masking=dict(type='ComplementaryMasking', num_masks=4)),
 )

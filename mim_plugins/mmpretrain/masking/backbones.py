@@ -10,106 +10,141 @@ from mmpretrain.registry import MODELS, TASK_UTILS
 from torch import Tensor
 
 from ..._check import check_int
-from ...masking import Masking, PatchMask
+from ...masking import Masking, PatchMask, RandomMasking
 
 
 def build_masking(
-    mask_generator: dict | Masking | None, mask_ratio: float, patch_size: int
+    masking: dict | Masking | None, mask_generator: dict | Masking | None = None
 ) -> Masking:
-    """Build the mask generator of a backbone, which owns ratio and patch size.
+    """Build the masking of a model, which owns ratio and patch size.
 
     Args:
-        mask_generator: A config of a masking in TASK_UTILS, a masking, or None for
-            ``RandomMasking``. A config without ``mask_ratio`` and ``patch_size`` gets the
-            backbone's, and so does a config under its key ``base``.
-        mask_ratio, patch_size: The backbone's.
+        masking: A config of a masking in TASK_UTILS, a masking, or None for
+            ``RandomMasking``. A config's ``base`` may be a config too.
+        mask_generator: The old name of ``masking``.
 
     Raises:
-        TypeError: If ``mask_generator`` is something else.
-        ValueError: If it disagrees with the backbone.
+        TypeError: If ``masking`` is something else, or both names are given.
     """
-    own = {"mask_ratio": mask_ratio, "patch_size": patch_size}
-    if mask_generator is None:
-        mask_generator = {"type": "RandomMasking"}
-    if isinstance(mask_generator, dict):
-        if "type" not in mask_generator:
-            raise ValueError(f"mask_generator must name its type, got {mask_generator!r}")
-        mask_generator = {**own, **mask_generator}
-        base = mask_generator.get("base")
-        if isinstance(base, dict):
-            unit = {"mask_unit": mask_generator.get("mask_unit")}
-            mask_generator["base"] = TASK_UTILS.build({**own, **unit, **base})
-        mask_generator = TASK_UTILS.build(mask_generator)
-    if not isinstance(mask_generator, Masking):
+    if mask_generator is not None:
+        if masking is not None:
+            raise TypeError("masking and mask_generator, its old name, exclude each other")
+        masking = mask_generator
+    if masking is None:
+        return RandomMasking()
+    if isinstance(masking, dict):
+        if "type" not in masking:
+            raise ValueError(f"masking must name its type, got {masking!r}")
+        if isinstance(masking.get("base"), dict):
+            masking = {**masking, "base": TASK_UTILS.build(masking["base"])}
+        masking = TASK_UTILS.build(masking)
+    if not isinstance(masking, Masking):
         raise TypeError(
-            "mask_generator must be a config of a masking, a Masking or None, got "
-            f"{mask_generator!r}"
+            f"masking must be a config of a masking, a Masking or None, got {masking!r}"
         )
-    for name, value in own.items():
-        if getattr(mask_generator, name) != value:
-            raise ValueError(
-                f"mask_generator has {name}={getattr(mask_generator, name)}, the backbone "
-                f"{value}: set {name} on the backbone only"
+    return masking
+
+
+class _Masked:
+    """A backbone of MAE whose masks are drawn by its ``masking``."""
+
+    masking: Masking
+    mask_ratio: float
+    _patch_size: int
+
+    def draw_mask(self, images: Tensor) -> PatchMask:
+        """Masks of ``images``, at the ``mask_ratio`` that the backbone has now."""
+        return self.masking(images, mask_ratio=self.mask_ratio, patch_size=self._patch_size)
+
+    def extra_repr(self) -> str:
+        return f"masking={self.masking}"
+
+    def _check_masking(self, height: int, width: int) -> None:
+        """Fail at construction rather than in the first step."""
+        self.masking.layout(height, width, mask_ratio=self.mask_ratio, patch_size=self._patch_size)
+
+    def _patch_mask(self, images: Tensor, mask: object, num_patches: int) -> PatchMask:
+        """The mask that ``mask``, an argument of ``forward``, means."""
+        if mask is True:
+            return self.draw_mask(images)
+        if isinstance(mask, Tensor):
+            mask = PatchMask.from_mask(mask.to(images.device))
+        if not isinstance(mask, PatchMask):
+            raise TypeError(
+                "mask must be True, a PatchMask, a tensor (B, N) or (B, rows, columns) with "
+                f"True = removed, None or False, got {mask!r}"
             )
-    return mask_generator
+        if mask.ids_shuffle.shape[1] != num_patches:
+            raise ValueError(
+                f"mask must have {num_patches} patches, got {mask.ids_shuffle.shape[1]}"
+            )
+        return mask
 
 
 @MODELS.register_module()
-class MaskedMAEViT(MAEViT):
-    """Stock ``MAEViT`` with a mask generator of one's choice.
+class MaskedMAEViT(_Masked, MAEViT):
+    """Stock ``MAEViT`` with a masking of one's choice.
 
     With ``RandomMasking`` (the default) it equals ``MAEViT`` bit for bit under the same
     seed. Parameters and ``state_dict`` are the stock ones: checkpoints load in upstream's
     own linear-probe and fine-tune configs.
 
     Args:
-        *args, **kwargs: Those of ``MAEViT``. ``mask_ratio`` and ``patch_size`` are also the
-            mask generator's.
-        mask_generator (dict | Masking, optional): A masking of
-            :mod:`mim_plugins.masking`, e.g. ``dict(type='DPPMasking', tau=0.5)`` or
-            ``dict(type='ComplementaryMasking', num_masks=4, base=dict(type='DPPMasking'))``.
-            Defaults to None, random masking.
+        *args, **kwargs: Those of ``MAEViT``. ``mask_ratio``, which may be changed between
+            steps, and ``patch_size`` are also the masking's.
+        masking (dict | Masking, optional): A masking of :mod:`mim_plugins.masking`, e.g.
+            ``dict(type='DPPMasking', tau=0.5)`` or ``dict(type='ComplementaryMasking',
+            num_masks=4, base=dict(type='DPPMasking'))``. Defaults to None, random masking.
+        mask_generator: The old name of ``masking``.
 
     Raises:
-        TypeError: If ``mask_generator`` is no masking.
+        TypeError: If ``masking`` is no masking.
         ValueError: If it disagrees with the backbone or does not suit ``img_size``.
     """
 
     def __init__(
-        self, *args: Any, mask_generator: dict | Masking | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        masking: dict | Masking | None = None,
+        mask_generator: dict | Masking | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         height, width = self.img_size
         rows, cols = self.patch_resolution
         if height // rows != width // cols:
             raise ValueError(f"patch_size must be square, got {height // rows} x {width // cols}")
-        self.mask_generator = build_masking(mask_generator, self.mask_ratio, height // rows)
-        self.mask_generator.count(height, width)  # fails here rather than in the first step
+        self._patch_size = height // rows
+        self.masking = build_masking(masking, mask_generator)
+        self._check_masking(height, width)
 
     def forward(
-        self, x: Tensor, mask: bool | PatchMask | None = True
+        self, x: Tensor, mask: bool | PatchMask | Tensor | None = True
     ) -> tuple[Tensor, Tensor, Tensor] | tuple[Tensor, ...]:
         """Encode the visible patches of masked images, or whole images.
 
         Args:
             x: Images ``(B, 3, H, W)``.
-            mask: True draws masks; a :class:`PatchMask` of M * B rows is used as it is;
-                None or False encodes the whole images, as the stock ``VisionTransformer``
-                does.
+            mask: True draws masks; a :class:`PatchMask` of M * B rows, or a tensor
+                ``(M * B, N)`` or ``(M * B, rows, columns)`` with True or 1 = removed, is
+                used as it is; None or False encodes the whole images, as the stock
+                ``VisionTransformer`` does.
 
         Returns:
             With masks: latent ``(M * B, 1 + K, C)`` with the class token first, mask
             ``(M * B, N)`` float (1 = removed) and ids_restore ``(M * B, N)``, where M is 1
-            unless the mask generator draws several masks per image. Patches are embedded
+            unless the masking draws several masks per image. Patches are embedded
             once for all masks, and the visible sets encoded as one batch. Without: the
             outputs of the stages, as stock.
 
         Raises:
-            ValueError: If the rows of ``mask`` are no multiple of B.
+            TypeError: If ``mask`` is something else.
+            ValueError: If ``mask`` has not N patches, its rows are no multiple of B or do
+                not remove equally many.
         """
         if mask is None or mask is False:
             return super().forward(x, mask=None)
-        patch_mask = mask if isinstance(mask, PatchMask) else self.mask_generator(x)
+        patch_mask = self._patch_mask(x, mask, self.num_patches)
 
         # embed patches, with position but without class token
         x = self.patch_embed(x)[0]
@@ -129,20 +164,19 @@ class MaskedMAEViT(MAEViT):
 
 
 @MODELS.register_module()
-class MaskedMAEHiViT(MAEHiViT):
-    """Stock ``MAEHiViT`` with a mask generator of one's choice, one mask per image.
+class MaskedMAEHiViT(_Masked, MAEHiViT):
+    """Stock ``MAEHiViT`` with a masking of one's choice, one mask per image.
 
     With ``RandomMasking`` (the default) it equals ``MAEHiViT`` bit for bit under the same
     seed; the ``state_dict`` is the stock one.
 
     Args:
-        *args, **kwargs: Those of ``MAEHiViT``. ``mask_ratio`` and ``patch_size`` are also
-            the mask generator's.
-        mask_generator (dict | Masking, optional): As of :class:`MaskedMAEViT`. Defaults to
-            None, random masking.
+        *args, **kwargs: Those of ``MAEHiViT``. ``mask_ratio``, which may be changed between
+            steps, and ``patch_size`` are also the masking's.
+        masking, mask_generator: As of :class:`MaskedMAEViT`.
 
     Raises:
-        TypeError: If ``mask_generator`` is no masking.
+        TypeError: If ``masking`` is no masking.
         ValueError: If it disagrees with the backbone, does not suit ``img_size`` or draws
             several masks per image.
     """
@@ -151,34 +185,41 @@ class MaskedMAEHiViT(MAEHiViT):
         self,
         *args: Any,
         img_size: int = 224,
+        masking: dict | Masking | None = None,
         mask_generator: dict | Masking | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, img_size=check_int("img_size", img_size), **kwargs)
-        self.mask_generator = build_masking(mask_generator, self.mask_ratio, self.patch_size)
-        if self.mask_generator.num_masks > 1:
-            raise ValueError(
-                f"mask_generator must draw one mask per image for HiViT, got {self.mask_generator}"
-            )
+        self._patch_size = self.patch_size
+        self.masking = build_masking(masking, mask_generator)
+        if self.masking.num_masks > 1:
+            raise ValueError(f"masking must draw one mask per image for HiViT, got {self.masking}")
         try:
-            self.mask_generator.count(img_size, img_size)
+            self._check_masking(img_size, img_size)
         except ValueError as error:
             raise ValueError(f"img_size={img_size} does not suit the masks: {error}") from error
-        self._images: Tensor | None = None
+        self._asked: tuple[Tensor, Any] | None = None
 
-    def forward(self, x: Tensor, mask: bool | None = True) -> tuple[Tensor, ...]:
-        """As ``MAEHiViT``'s; None or False encodes the whole images."""
+    def forward(
+        self, x: Tensor, mask: bool | PatchMask | Tensor | None = True
+    ) -> tuple[Tensor, ...]:
+        """As ``MAEHiViT``'s, with ``mask`` as of :class:`MaskedMAEViT`, one per image."""
         if mask is None or mask is False:
             return super().forward(x, mask=None)
-        self._images = x
+        self._asked = x, mask
         try:
             return super().forward(x)
         finally:
-            self._images = None
+            self._asked = None
 
     def masking_id(self, batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        """``ids_keep``, ``ids_restore`` and ``mask`` (1 = removed) of the images in ``forward``."""
-        patch_mask = self.mask_generator(self._images)
+        """``ids_keep``, ``ids_restore`` and ``mask`` (1 = removed) for ``forward``."""
+        assert self._asked is not None
+        patch_mask = self._patch_mask(*self._asked, self.num_patches)
+        if len(patch_mask.ids_shuffle) != batch_size:
+            raise ValueError(
+                f"mask must have {batch_size} rows, the images, got {len(patch_mask.ids_shuffle)}"
+            )
         return patch_mask.ids_keep, patch_mask.ids_restore, patch_mask.mask.float()
 
 

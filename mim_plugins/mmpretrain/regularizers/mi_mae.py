@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..._check import check_dict
 from ...masking import Masking
+from ...masking.base import agree
 from ...regularizers import MutualInformationLoss
 from ..masking.backbones import build_masking
 from .algorithms import RegularizedMAE, RegularizedSimMIM
@@ -23,7 +24,7 @@ class MIMAE(RegularizedMAE):
 
         backbone=dict(
             type='MaskedMAEViT',
-            mask_generator=dict(type='ComplementaryMasking', num_masks=4))
+            masking=dict(type='ComplementaryMasking', num_masks=4))
 
     All its masks are encoded as one batch, patches and targets computed once. What the terms
     learn lies under ``regularizers.``, outside the backbone. With all weights 0 this is the
@@ -58,7 +59,7 @@ class MIMAE(RegularizedMAE):
     ) -> None:
         built = _build_backbone(backbone)
         term = _head(built.embed_dims, cross_weight, output_weight, input_weight, information)
-        masking = getattr(built, "mask_generator", None)
+        masking = getattr(built, "masking", None)
         _check_num_masks(getattr(masking, "num_masks", 1), cross_weight, "backbone.")
         super().__init__(built, *args, regularizers=[term], **kwargs)
 
@@ -74,9 +75,11 @@ class MISimMIM(RegularizedSimMIM):
     Args:
         backbone (dict): ``SimMIMSwinTransformer`` or ``SimMIMViT``.
         *args, **kwargs: The other arguments of ``SimMIM``.
-        mask_generator (dict): Config of a masking, e.g. ``dict(type='ComplementaryMasking',
-            num_masks=2, mask_ratio=0.6, mask_unit=32)``. ``mask_ratio`` defaults to 0.6,
-            SimMIM's; ``patch_size`` is the head's.
+        masking (dict): Config of a masking, e.g. ``dict(type='ComplementaryMasking',
+            num_masks=2, mask_unit=32)``; the patch size is the head's.
+        mask_generator: The old name of ``masking``.
+        mask_ratio (float, optional): Of the masks; may be changed between steps. Defaults to
+            the masking's, else 0.6, SimMIM's.
         cross_weight, output_weight, input_weight, information: As in :class:`MIMAE`.
 
     Raises:
@@ -88,7 +91,9 @@ class MISimMIM(RegularizedSimMIM):
         self,
         backbone: dict | nn.Module,
         *args: Any,
-        mask_generator: dict,
+        masking: dict | Masking | None = None,
+        mask_generator: dict | Masking | None = None,
+        mask_ratio: float | None = None,
         cross_weight: float = 0.1,
         output_weight: float = 0.0,
         input_weight: float = 0.001,
@@ -101,23 +106,18 @@ class MISimMIM(RegularizedSimMIM):
         dim = built.embed_dims if stages is None else stages[-1].out_channels
         term = _head(dim, cross_weight, output_weight, input_weight, information)
         super().__init__(built, *args, regularizers=[term], **kwargs)
-        mask_ratio = 0.6
-        if isinstance(mask_generator, dict):
-            mask_ratio = mask_generator.get("mask_ratio", mask_ratio)
-        elif isinstance(mask_generator, Masking):
-            mask_ratio = mask_generator.mask_ratio
-        else:
-            raise TypeError(f"mask_generator must be a config of a masking, got {mask_generator!r}")
-        self.mask_generator = build_masking(mask_generator, mask_ratio, self.head.patch_size)
-        _check_num_masks(self.mask_generator.num_masks, cross_weight, "")
+        self.masking = build_masking(masking, mask_generator)
+        self.mask_ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
+        _check_num_masks(self.masking.num_masks, cross_weight, "")
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
         """Reconstruction loss ``loss`` and one entry per term, to be summed by the runner."""
-        num_masks, side = self.mask_generator.num_masks, self.mask_generator.patch_size
+        num_masks, side = self.masking.num_masks, self.head.patch_size
         grid = (inputs.shape[2] // side, inputs.shape[3] // side)
-        mask = self.mask_generator(inputs).mask.unflatten(1, grid).float()
+        mask = self.masking(inputs, mask_ratio=self.mask_ratio, patch_size=side).mask
+        mask = mask.unflatten(1, grid).float()
         return self._losses(inputs.repeat(num_masks, 1, 1, 1), mask, num_masks)
 
 
@@ -148,6 +148,6 @@ def _head(
 def _check_num_masks(num_masks: int, cross_weight: float, owner: str) -> None:
     if cross_weight and num_masks < 2:
         raise ValueError(
-            f"cross_weight={cross_weight} needs several masks per image: set {owner}mask_generator="
+            f"cross_weight={cross_weight} needs several masks per image: set {owner}masking="
             "dict(type='ComplementaryMasking', num_masks=4), or cross_weight=0"
         )

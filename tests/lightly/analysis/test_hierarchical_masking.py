@@ -71,7 +71,7 @@ def test_simmim_of_torchvision_and_wrapped_units(tmp_path: Path) -> None:
     entry = lines(tmp_path / "simmim")[0]
     assert entry["mask_ratio"] == pytest.approx(0.75, abs=0.1)
     assert "fsim" in entry
-    model = wrap(MAE(), masking=RandomMasking(0.75, patch_size=4, mask_unit=8))
+    model = wrap(MAE(), masking=RandomMasking(mask_ratio=0.75, patch_size=4, mask_unit=8))
     fit(model, tmp_path / "mae", HierarchicalMaskingAnalyzer(num_images=0))
     entry = lines(tmp_path / "mae")[0]
     assert entry["mask_ratio"] == 0.75

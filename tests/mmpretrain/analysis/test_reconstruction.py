@@ -152,7 +152,7 @@ def test_all_visible_hivit_gives_all_tokens_in_order(pixels: torch.Tensor) -> No
 
 
 def test_several_masks_per_image(pixels: torch.Tensor) -> None:
-    model = mae("MaskedMAEViT", mask_generator={"type": "ComplementaryMasking"})
+    model = mae("MaskedMAEViT", masking={"type": "ComplementaryMasking"})
     predicted, images = reconstruct(model, preprocess(model, pixels), masked=True)
     assert predicted.shape == images.shape
 

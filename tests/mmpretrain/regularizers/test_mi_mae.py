@@ -22,7 +22,7 @@ SMALL = {"hidden_dim": 16, "projection_dim": 8}
 
 def mi_mae(masks: dict | None = None, **arguments: object) -> torch.nn.Module:
     algorithm = {"type": "MIMAE", "information": SMALL, **arguments}
-    return build("MaskedMAEViT", algorithm, mask_generator=masks or FOUR)
+    return build("MaskedMAEViT", algorithm, masking=masks or FOUR)
 
 
 @pytest.mark.parametrize("base", [None, {"type": "DPPMasking", "tau": 0.3}])
@@ -96,7 +96,7 @@ def test_it_composes_with_uniformity_and_dpp_masks() -> None:
         ],
     }
     masks = {**FOUR, "base": {"type": "DPPMasking", "tau": 0.3}}
-    model = build("MaskedMAEViT", algorithm, mask_generator=masks)
+    model = build("MaskedMAEViT", algorithm, masking=masks)
     losses = model.loss(torch.rand(4, 3, 64, 64), None)
     assert {"loss", "loss_uniformity", "loss_mutual_information_cross"} < set(losses)
     assert all(torch.isfinite(value) for value in losses.values())
@@ -195,16 +195,18 @@ def simmim(algorithm: dict, swin: bool) -> torch.nn.Module:
 def test_simmim_with_two_masks(swin: bool) -> None:
     two = {"type": "ComplementaryMasking", "num_masks": 2, "mask_unit": 32 if swin else 16}
     model = simmim(
-        {"type": "MISimMIM", "mask_generator": two, "output_weight": 0.1, "information": SMALL},
+        {"type": "MISimMIM", "masking": two, "output_weight": 0.1, "information": SMALL},
         swin,
     ).eval()  # Swin drops paths at random
-    assert model.mask_generator.mask_ratio == 0.6
+    assert model.mask_ratio == 0.6
     images, masks = torch.rand(4, 3, 64, 64), []
     model.backbone.register_forward_pre_hook(lambda module, given: masks.append(given[1]))
     torch.manual_seed(3)
     losses = model.loss(images, None)
     (mask,) = masks
-    expected = ComplementaryMasking(2, 0.6, 4 if swin else 8, two["mask_unit"])
+    expected = ComplementaryMasking(
+        2, mask_ratio=0.6, patch_size=4 if swin else 8, mask_unit=two["mask_unit"]
+    )
     torch.manual_seed(3)
     assert torch.equal(mask.flatten(1).bool(), expected(images).mask)
     assert ((1 - mask).view(2, 4, -1).sum(dim=0) <= 1).all()
@@ -228,15 +230,15 @@ def test_bad_arguments_fail_at_construction() -> None:
     with pytest.raises(
         ValueError, match="cross_weight=0.1 needs several masks per image: set mask"
     ):
-        simmim({"type": "MISimMIM", "mask_generator": {"type": "RandomMasking"}}, False)
+        simmim({"type": "MISimMIM", "masking": {"type": "RandomMasking"}}, False)
     with pytest.raises(ValueError, match="must be at most 1 for disjoint visible sets"):
         mi_mae({**FOUR, "num_masks": 5})
     with pytest.raises(ValueError, match="input_weight must be finite"):
         mi_mae(input_weight=-1.0)
     with pytest.raises(ValueError, match="token must be one of"):
         mi_mae(information={"token": "max"})
-    with pytest.raises(ValueError, match="base has mask_ratio=0.5"):
-        mi_mae({**FOUR, "base": {"type": "DPPMasking", "mask_ratio": 0.5}})
+    with pytest.raises(ValueError, match="mask_ratio is 0.8 in the masking and 0.75 in"):
+        mi_mae({**FOUR, "base": {"type": "DPPMasking", "mask_ratio": 0.8}})
     model = mi_mae()
     with pytest.raises(ValueError, match="mask must have a multiple of 2 rows, the images, got 3"):
         model.backbone(torch.rand(2, 3, 64, 64), mask=PatchMask(torch.arange(64).expand(3, -1), 16))

@@ -46,8 +46,8 @@ def test_the_term_is_the_mean_squared_cosine_of_all_pairs(token: str) -> None:
 
 def test_it_lowers_the_similarity_and_composes_with_dpp_masks() -> None:
     generator = {"type": "DPPMasking", "tau": 0.5}
-    plain = build("MaskedMAEViT", mask_generator=generator)
-    regularized = build("MaskedMAEViT", terms(1.0), mask_generator=generator)
+    plain = build("MaskedMAEViT", masking=generator)
+    regularized = build("MaskedMAEViT", terms(1.0), masking=generator)
     images = torch.rand(8, 3, 64, 64)
     measured = []
     for model in (plain, regularized):
