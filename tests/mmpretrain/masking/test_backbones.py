@@ -50,7 +50,8 @@ def _both() -> list[torch.nn.Module]:
 
 @pytest.mark.parametrize("number", [0, 1], ids=["vit", "hivit"])
 def test_given_masks_are_used_or_refused(number: int) -> None:
-    model = _both()[number].eval()
+    model = _both()[number]
+    model.eval()  # returns None
     patches = model.num_patches
     side = int(patches**0.5)
     removed = torch.ones(2, patches, dtype=torch.bool)
