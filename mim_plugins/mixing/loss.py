@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from .mixmask import Mix
+from .state import State
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,8 +55,8 @@ class MixMaskLoss(nn.Module):
     """The loss of MixMask around any siamese criterion: L_orig + λ L_up + (1 - λ) L_down.
 
     Eqs. 4-6, and two terms more for every further mix (Un-Mix). The criterion is called
-    several times. If it is a module that holds a queue in its buffers, only L_orig enqueues,
-    and every term sees the queue as it was before (:func:`frozen`).
+    several times. What it holds (a queue, a running covariance, a counter) only L_orig
+    changes, and every term sees it as it was before (:func:`frozen`).
 
     Args:
         criterion: ``criterion(query, key)`` with two ``(B, D)`` tensors gives a scalar, a mean
@@ -110,20 +112,20 @@ class MixMaskLoss(nn.Module):
 
 
 def frozen(criterion: Criterion) -> Criterion:
-    """``criterion`` with its buffers (a queue, its pointer) as they are now, at every call.
+    """``criterion`` as it is now at every call, and unchanged by it; see :class:`.State`.
 
-    What a call does to the buffers is lost. A criterion that is no ``nn.Module`` is returned
-    as it is and must be free of side effects.
+    Buffers (a queue, its pointer, a centre), tensors in attributes, counters: what a call does
+    to them is lost. Of a method that is what its object holds; a function must be free of
+    side effects.
     """
-    if not isinstance(criterion, nn.Module):
-        return criterion
-    buffers = {name: buffer.clone() for name, buffer in criterion.named_buffers()}
-    if not buffers:
-        return criterion
+    holder: Any = criterion
+    while isinstance(holder, partial):
+        holder = holder.func
+    state = State(getattr(holder, "__self__", holder))
 
     def call(*args: Tensor, **kwargs: Tensor) -> Tensor:
-        now = {name: buffer.clone() for name, buffer in buffers.items()}
-        return functional_call(criterion, now, args, kwargs)
+        with state.restored():
+            return criterion(*args, **kwargs)
 
     return call
 

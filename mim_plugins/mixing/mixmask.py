@@ -22,14 +22,16 @@ from __future__ import annotations
 import copy
 import math
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from .._check import check_choice, check_int, check_number, check_positive, check_share
+from .._check import check_bool, check_choice, check_int, check_number, check_positive, check_share
 from ..masking import BlockMasking, GridMasking, Masking, RandomMasking
 
 MASKS: dict[str, type[Masking]] = {
@@ -76,6 +78,8 @@ class Mix:
 class Mixer(ABC):
     """Base of the mixers: images in, :class:`Mix` out.
 
+    A mixer of one's own says in :meth:`draw` which pixels stay and which image is the partner.
+
     All random numbers are drawn on the host: they are few, and λ is then known there. What
     is drawn there torch.compile cannot trace, so that it leaves out a mixer as a whole: one
     graph break, not one per number.
@@ -85,44 +89,96 @@ class Mixer(ABC):
         args = ", ".join(f"{key}={value!r}" for key, value in vars(self).items())
         return f"{type(self).__name__}({args})"
 
+    @overload
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Mix: ...
+
+    @overload
+    def __call__(
+        self, images: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> list[Mix]: ...
+
     @torch.no_grad()
     @torch.compiler.disable
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Mix:
-        """Mix a batch.
+    def __call__(
+        self, images: Tensor | Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Mix | list[Mix]:
+        """Mix a batch, or several views of it with one mask, one λ and one permutation.
 
         Args:
-            images: ``(B, C, H, W)``, floating.
+            images: ``(B, C, H, W)``, floating; or a list of such views, of equal shape. Mixed
+                images have the memory format of ``images``.
             generator: Source of randomness, on the CPU whatever the device of the images.
-                Default: torch's own.
+                Default: torch's own; in a distributed run each rank draws its own numbers from
+                it, also where all ranks have the same seed.
 
         Raises:
-            TypeError: If ``images`` is no floating tensor.
-            ValueError: If it has another shape, holds a single image and so no partner, or
-                is too small for the grid; or ``generator`` is not on the CPU.
+            TypeError: If ``images`` is no floating tensor and no list of them.
+            ValueError: If shapes are others or differ, there is a single image and so no
+                partner, or it is too small for the grid; or ``generator`` is not on the CPU.
         """
-        if not isinstance(images, Tensor):
+        views = [images] if isinstance(images, Tensor) else images
+        if not isinstance(views, (list, tuple)) or not all(isinstance(v, Tensor) for v in views):
             raise TypeError(
-                f"images must be a tensor (B, C, H, W), got {type(images).__name__}; of a list "
-                "of views, mix each one"
+                "images must be a tensor (B, C, H, W) or a list of them, got "
+                f"{type(views).__name__}"
             )
-        if not images.is_floating_point():
-            raise TypeError(f"images must be floating, got {images.dtype}")
-        if images.ndim != 4 or 0 in images.shape:
-            raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
+        shapes = [tuple(view.shape) for view in views]
+        if len(set(shapes)) != 1:
+            raise ValueError(f"views must be at least one and have equal shapes, got {shapes}")
+        if not all(view.is_floating_point() for view in views):
+            raise TypeError(f"images must be floating, got {views[0].dtype}")
+        if len(shapes[0]) != 4 or 0 in shapes[0]:
+            raise ValueError(f"images must have shape (B, C, H, W), got {shapes[0]}")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
-        return self.mix(images, generator)
+        own, partner = self.draw(views[0], _of_this_rank() if generator is None else generator)
+        partner = _to(partner, views[0].device)
+        if isinstance(own, Tensor):
+            lam = int(own.sum()) / own.numel()
+            own = _to(own, views[0].device)
+            mixes = [self.compose(view, lam, partner, own, generator) for view in views]
+        else:
+            mixes = [
+                Mix(own * view + (1 - own) * view[partner], own, partner, None) for view in views
+            ]
+        return mixes[0] if isinstance(images, Tensor) else mixes
 
     @abstractmethod
-    def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
-        """Mix checked ``images``."""
+    def draw(
+        self, images: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor | float, Tensor]:
+        """Draw what is mixed how, for all images of a batch.
+
+        Args:
+            images: ``(B, C, H, W)``, one view.
+            generator: Source of the random numbers, to be drawn on the CPU.
+
+        Returns:
+            The mask ``(H, W)`` bool, True = own pixel, on the CPU; or, for a global mixture,
+            the share λ of the own image. And the partners ``(B,)`` long, a permutation.
+        """
+
+    def compose(
+        self,
+        images: Tensor,
+        lam: float,
+        partner: Tensor,
+        mask: Tensor,
+        generator: torch.Generator | None,
+    ) -> Mix:
+        """Eq. 1: the holes of ``mask`` are filled with the partner's pixels."""
+        return Mix(torch.where(mask, images, images[partner]), lam, partner, mask)
 
 
 class _GridMixer(Mixer):
     """What :class:`MixMask` and :class:`EraseMask` share: one n x n mask for the batch."""
 
     def __init__(
-        self, mask: str, grid_size: int | None, ratio: float | tuple[float, float]
+        self,
+        mask: str,
+        grid_size: int | None,
+        ratio: float | tuple[float, float],
+        exact: bool,
     ) -> None:
         check_choice("mask", mask, tuple(MASKS))
         self.mask = mask
@@ -130,13 +186,12 @@ class _GridMixer(Mixer):
             check_int("grid_size", grid_size, 2)
         self.grid_size = grid_size
         self.ratio = _check_ratio(ratio)
+        self.exact = check_bool("exact", exact)
+        if mask == "grid" and not exact:
+            raise ValueError("exact must be True for mask='grid', which has a fixed count")
 
-    def draw(
-        self, images: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, float]:
-        """One mask ``(H, W)`` bool on the images' device, True = own pixel, and λ.
-
-        Of the n^2 cells ``round(ratio * n^2)`` are own, at least one and at most all but one.
+    def own_pixels(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One mask ``(H, W)`` bool on the CPU, True = own pixel.
 
         Raises:
             ValueError: If the image has fewer rows or columns of pixels than the grid.
@@ -151,15 +206,19 @@ class _GridMixer(Mixer):
         if isinstance(ratio, tuple):
             low, high = ratio
             ratio = low + (high - low) * float(torch.rand((), generator=generator))
-        own = min(max(round(ratio * size**2), 1), size**2 - 1)
-        # Half a cell less, so that no rounding moves the count of kept units, which is cut off.
-        masking = MASKS[self.mask](mask_ratio=(own - 0.5) / size**2, patch_size=1)
-        cells = masking(torch.empty(1, 1, size, size), generator=generator).mask.view(size, size)
+        if self.exact:
+            own = min(max(round(ratio * size**2), 1), size**2 - 1)
+            # Half a cell less, so that no rounding moves the count of kept units, cut off below.
+            masking = MASKS[self.mask](mask_ratio=(own - 0.5) / size**2, patch_size=1)
+            blank = torch.empty(1, 1, size, size)
+            cells = masking(blank, generator=generator).mask.view(size, size)
+        elif self.mask == "random":
+            cells = _bernoulli_cells(size, ratio, generator)
+        else:
+            cells = _beit_cells(size, int(ratio * size**2), _dice(generator))
         # 48 does not divide 224: cells differ in size by a pixel, and λ depends on which are own.
         rows, cols = (torch.arange(side) * size // side for side in (height, width))
-        mask = cells[rows][:, cols]
-        lam = int(mask.sum()) / (height * width)
-        return _to(mask, images.device), lam
+        return cells[rows][:, cols]
 
 
 class MixMask(_GridMixer):
@@ -174,12 +233,17 @@ class MixMask(_GridMixer):
             side of the image, 2 for 32 pixels, 4 for 64, 8 for 224 (table 1); see
             :func:`default_grid_size`.
         ratio: Share of own cells, λ up to rounding, in (0, 1); or ``(a, b)`` with
-            0 <= a < b <= 1, drawn uniformly for every batch. The mask is never empty or
-            full. Default: 0.5.
+            0 <= a < b <= 1, drawn uniformly for every batch. Of the n^2 cells
+            ``round(ratio * n^2)`` are own, at least one and at most all but one. Default: 0.5.
         permutation: ``"inverse"``: image i is mixed with B - 1 - i, and of an odd batch the
             middle one stays as it is; ``"random"``: with that of a random permutation, whose
             fixed points stay as they are. Default: ``"inverse"``, or ``"random"`` beside
             Un-Mix (table 2).
+        exact: If False, counts are those of the authors' code. Discrete cells are own with
+            probability ``ratio`` each, drawn again while all or none are. Blocks are BEiT's:
+            they may fall short of ``int(ratio * n^2)`` cells, down to none, where the whole
+            image is the partner's and λ is 0 (of 2 x 2 cells at ratio 0.5 nearly always). λ is
+            the share of own pixels in any case. Default: True.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -197,17 +261,17 @@ class MixMask(_GridMixer):
         grid_size: int | None = None,
         ratio: float | tuple[float, float] = 0.5,
         permutation: str | None = None,
+        exact: bool = True,
     ) -> None:
-        super().__init__(mask, grid_size, ratio)
+        super().__init__(mask, grid_size, ratio, exact)
         if permutation is not None:
             check_choice("permutation", permutation, PERMUTATIONS)
         self.permutation = permutation
 
-    def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         _check_partners(images)
-        mask, lam = self.draw(images, generator)
-        partner = _permutation(self.permutation or "inverse", images, generator)
-        return Mix(torch.where(mask, images, images[partner]), lam, partner, mask)
+        mask = self.own_pixels(images, generator)
+        return mask, _permutation(self.permutation or "inverse", images, generator)
 
 
 class UnMix(Mixer):
@@ -232,23 +296,22 @@ class UnMix(Mixer):
         self.alpha = check_positive("alpha", alpha)
         self.permutation = check_choice("permutation", permutation, PERMUTATIONS)
 
-    def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
+    def draw(
+        self, images: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor | float, Tensor]:
         _check_partners(images)
-        # torch's Beta takes no generator, Python's takes a seed.
-        dice = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        dice = _dice(generator)
         lam = dice.betavariate(self.alpha, self.alpha)
         partner = _permutation(self.permutation, images, generator)
         if dice.random() < self.prob_global:
-            return Mix(lam * images + (1 - lam) * images[partner], lam, partner, None)
+            return lam, partner
         height, width = images.shape[-2:]
         if min(height, width) < 2:
             raise ValueError(f"images must have at least 2 x 2 pixels, got {height} x {width}")
         rows, cols = (_interval(side, math.sqrt(1 - lam), dice) for side in (height, width))
         mask = torch.ones(height, width, dtype=torch.bool)
         mask[rows, cols] = False
-        lam = int(mask.sum()) / mask.numel()
-        mask = _to(mask, images.device)
-        return Mix(torch.where(mask, images, images[partner]), lam, partner, mask)
+        return mask, partner
 
 
 class EraseMask(_GridMixer):
@@ -260,7 +323,7 @@ class EraseMask(_GridMixer):
     other image), which costs a second pass.
 
     Args:
-        mask, grid_size, ratio: As of :class:`MixMask`.
+        mask, grid_size, ratio, exact: As of :class:`MixMask`.
         fill: ``"zero"``; ``"mean"``: of each image and channel; ``"noise"``: standard normal
             (images are normalised). Default: ``"zero"``.
         second: ``"complement"``; or ``"reversed"``: the literal reversed order, in which the
@@ -279,36 +342,42 @@ class EraseMask(_GridMixer):
         grid_size: int | None = None,
         ratio: float | tuple[float, float] = 0.5,
         second: str = "complement",
+        exact: bool = True,
     ) -> None:
-        super().__init__(mask, grid_size, ratio)
+        super().__init__(mask, grid_size, ratio, exact)
         check_choice("fill", fill, FILLS)
         check_choice("second", second, SECONDS)
         self.fill = fill
         self.second = second
 
-    def mix(self, images: Tensor, generator: torch.Generator | None) -> Mix:
-        reverse = self.second == "reversed"
-        if reverse:
-            _check_partners(images)
-        mask, lam = self.draw(images, generator)
-        filling = self._filling(images, generator)
+    def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         partner = torch.arange(len(images), device=images.device)
-        return Mix(
-            torch.where(mask, images, filling),
-            lam,
-            partner.flip(0) if reverse else partner,
-            mask,
-            None if reverse else torch.where(mask, filling, images),
-        )
+        if self.second == "reversed":
+            _check_partners(images)
+            partner = partner.flip(0)
+        return self.own_pixels(images, generator), partner
+
+    def compose(
+        self,
+        images: Tensor,
+        lam: float,
+        partner: Tensor,
+        mask: Tensor,
+        generator: torch.Generator | None,
+    ) -> Mix:
+        filling = self._filling(images, generator)
+        rest = None if self.second == "reversed" else torch.where(mask, filling, images)
+        return Mix(torch.where(mask, images, filling), lam, partner, mask, rest)
 
     def _filling(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.fill == "zero":
             return images.new_zeros(())
         if self.fill == "mean":
             return images.mean(dim=(2, 3), keepdim=True)
-        device = images.device if generator is None else generator.device
-        noise = torch.randn(images.shape, device=device, dtype=images.dtype, generator=generator)
-        return _to(noise, images.device)
+        if generator is not None:  # numbers drawn on the host would have to be copied
+            seed = int(torch.randint(2**62, (), generator=generator))
+            generator = torch.Generator(images.device).manual_seed(seed)
+        return torch.empty_like(images).normal_(generator=generator)
 
 
 def default_grid_size(side: int) -> int:
@@ -330,25 +399,15 @@ def mix_views(
         generator: See :class:`Mixer`.
 
     Returns:
-        One :class:`Mix` for each view.
+        One :class:`Mix` for each view. It is what ``mixer(views, generator)`` gives.
 
     Raises:
         TypeError: If ``views`` is no list or tuple of tensors.
         ValueError: If it is empty, or shapes differ.
     """
-    if not isinstance(views, (list, tuple)) or not all(isinstance(v, Tensor) for v in views):
+    if not isinstance(views, (list, tuple)):
         raise TypeError(f"views must be a list of tensors, got {type(views).__name__}")
-    shapes = [tuple(view.shape) for view in views]
-    if len(set(shapes)) != 1:
-        raise ValueError(f"views must be at least one and have equal shapes, got {shapes}")
-    if len(views) == 1:
-        return [mixer(views[0], generator)]
-    mix = mixer(torch.cat(tuple(views), dim=1), generator)  # side by side, as more channels
-    parts = [view.chunk(len(views), dim=1) for view in mix.views]
-    return [
-        Mix(part[0], mix.lam, mix.permutation, mix.mask, *part[1:])
-        for part in zip(*parts, strict=True)
-    ]
+    return mixer(views, generator)
 
 
 def combine(mixing: Mixer | None, unmix: UnMix | None) -> tuple[Mixer, ...]:
@@ -358,11 +417,10 @@ def combine(mixing: Mixer | None, unmix: UnMix | None) -> tuple[Mixer, ...]:
     own. The order is that of the arguments.
 
     Raises:
-        TypeError: If ``mixing`` is no :class:`MixMask` or :class:`EraseMask`, or ``unmix`` no
-            :class:`UnMix`.
+        TypeError: If ``mixing`` is no mixer, or an :class:`UnMix`; or ``unmix`` is none.
     """
-    if mixing is not None and not isinstance(mixing, (MixMask, EraseMask)):
-        raise TypeError(f"mixing must be a MixMask or an EraseMask, got {mixing!r}")
+    if mixing is not None and (not isinstance(mixing, Mixer) or isinstance(mixing, UnMix)):
+        raise TypeError(f"mixing must be a MixMask, an EraseMask or your own, got {mixing!r}")
     if unmix is not None and not isinstance(unmix, UnMix):
         raise TypeError(f"unmix must be an UnMix, got {unmix!r}")
     if unmix is not None and isinstance(mixing, MixMask) and mixing.permutation is None:
@@ -376,6 +434,52 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def _of_this_rank() -> torch.Generator | None:
+    """torch's own random numbers; in a distributed run others on each rank, under any seeds."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    if torch.distributed.get_world_size() == 1:
+        return None
+    seed = int(torch.randint(2**62, ())) + torch.distributed.get_rank()
+    return torch.Generator().manual_seed(seed)
+
+
+def _dice(generator: torch.Generator | None) -> random.Random:
+    """For what torch cannot draw on the host: torch's Beta takes no generator."""
+    return random.Random(int(torch.randint(2**62, (), generator=generator)))
+
+
+def _bernoulli_cells(size: int, ratio: float, generator: torch.Generator | None) -> Tensor:
+    """Each of ``size`` x ``size`` cells True with probability ``ratio``, neither all nor none."""
+    while True:
+        cells = torch.rand(size, size, generator=generator) < ratio
+        if 0 < int(cells.sum()) < size**2:
+            return cells
+
+
+def _beit_cells(size: int, count: int, dice: random.Random) -> Tensor:
+    """Rectangles of cells as BEiT draws them (Bao et al., 2022, algorithm 1), at most ``count``.
+
+    Areas are uniform between 4 and what is missing, aspect ratios log-uniform in (0.3, 1/0.3);
+    a rectangle is smaller than the grid on both sides and adds no more than what is missing.
+    After ten in a row that do not fit the mask stays as it is.
+    """
+    cells = torch.zeros(size, size, dtype=torch.bool)
+    failures = 0
+    while failures < 10 and (missing := count - int(cells.sum())) > 0:
+        failures += 1
+        area = dice.uniform(4, missing)
+        aspect = math.exp(dice.uniform(math.log(0.3), -math.log(0.3)))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if max(height, width) < size:
+            top, left = dice.randint(0, size - height), dice.randint(0, size - width)
+            block = cells[top : top + height, left : left + width]
+            if 0 < block.numel() - int(block.sum()) <= missing:
+                block.fill_(True)
+                failures = 0
+    return cells
+
+
 def _permutation(kind: str, images: Tensor, generator: torch.Generator | None) -> Tensor:
     if kind == "inverse":
         return torch.arange(len(images) - 1, -1, -1, device=images.device)
@@ -387,6 +491,15 @@ def _interval(side: int, share: float, dice: random.Random) -> slice:
     length = min(max(int(side * share), 1), side - 1)
     start = dice.randrange(side) - length // 2
     return slice(max(start, 0), min(start + length, side))
+
+
+def is_single(images: Tensor) -> bool:
+    """Whether a batch is of one image, the last of an epoch: its step stays the stock one."""
+    if len(images) != 1:
+        return False
+    # Python shows a warning from one place once.
+    warnings.warn("a batch of one image has none to mix with: its step is stock's", stacklevel=2)
+    return True
 
 
 def _check_partners(images: Tensor) -> None:

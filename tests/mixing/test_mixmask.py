@@ -2,15 +2,25 @@
 
 import pickle
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mim_plugins.mixing import EraseMask, Mix, Mixer, MixMask, MixMaskLoss, UnMix, mix_views
-from mim_plugins.mixing.loss import mixture
-from mim_plugins.mixing.mixmask import combine, default_grid_size
+from mim_plugins.mixing import (
+    EraseMask,
+    Mix,
+    Mixer,
+    MixMask,
+    MixMaskLoss,
+    UnMix,
+    default_grid_size,
+    mix_views,
+    mixture,
+)
+from mim_plugins.mixing.mixmask import combine
 
 EVERY = [
     MixMask(),
@@ -385,17 +395,24 @@ def test_two_mixes_add_up() -> None:
 
 
 class Queue(nn.Module):
-    """A criterion that enqueues at every call."""
+    """A criterion that enqueues at every call, and counts them."""
+
+    seen: ClassVar[list[Tensor]] = []  # of the class: what an instance holds is put back
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("queue", QUEUE.clone())
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.seen: list[Tensor] = []
+        self.calls = 0
+        self.mean: Tensor | None = None  # as the covariance of lightly's TiCoLoss
+        self.norms: list[Tensor] = []
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         self.seen.append(self.queue.clone())
+        self.calls += 1
+        self.mean = query.mean(dim=0) if self.mean is None else (self.mean + query.mean(dim=0)) / 2
+        self.norms.append(self.mean.norm())
         logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.seen[-1]], dim=1)
         for k in key.detach():
             self.queue[:, self.pointer] = k
@@ -412,8 +429,11 @@ def test_a_queue_is_enqueued_once_and_all_terms_see_the_same() -> None:
         criterion.seen.clear()
         loss = MixMaskLoss(criterion)(query, key, *zip(mixed, mixes, strict=True))
         stock(query, key)
-        assert len(criterion.seen) == 5
+        assert len(criterion.seen) == 5 + 1
         assert all(torch.equal(seen, before) for seen in criterion.seen)
+        assert criterion.calls == stock.calls == step + 1
+        assert torch.equal(criterion.mean, stock.mean)
+        assert torch.equal(torch.stack(criterion.norms), torch.stack(stock.norms))
         assert torch.equal(criterion.queue, stock.queue)
         assert criterion.pointer == stock.pointer == 6 * (step + 1) % 10
         loss.backward()
@@ -448,8 +468,8 @@ def test_a_queue_is_enqueued_once_and_all_terms_see_the_same() -> None:
         (lambda: EraseMask(second="none"), ValueError, "second must be one of .*, got 'none'"),
         (lambda: EraseMask(ratio=2), ValueError, r"ratio must be in \(0, 1\), got 2"),
         (lambda: MixMaskLoss(3), TypeError, "criterion must be callable, got 3"),
-        (lambda: combine(0.5, None), TypeError, "mixing must be a MixMask or an EraseMask"),
-        (lambda: combine(UnMix(), None), TypeError, "mixing must be a MixMask or an EraseMask"),
+        (lambda: combine(0.5, None), TypeError, "mixing must be a MixMask, an EraseMask or"),
+        (lambda: combine(UnMix(), None), TypeError, "mixing must be a MixMask, an EraseMask or"),
         (lambda: combine(None, MixMask()), TypeError, "unmix must be an UnMix, got MixMask"),
     ],
 )
@@ -460,8 +480,8 @@ def test_rejects_at_construction(make: Callable, error: type, message: str) -> N
 
 @every_mixer
 def test_rejects_images(mixer: Mixer) -> None:
-    with pytest.raises(TypeError, match="images must be a tensor .*, got list"):
-        mixer([images(), images()])
+    with pytest.raises(TypeError, match="images must be a tensor .* or a list of them, got dict"):
+        mixer({"images": images()})
     with pytest.raises(TypeError, match="images must be floating, got torch.uint8"):
         mixer(images().byte())
     with pytest.raises(ValueError, match=r"must have shape \(B, C, H, W\), got \(3, 32, 32\)"):

@@ -61,8 +61,10 @@ def independent_of_processes(rows: range) -> Iterator[None]:
         one_by_one = zip(kernel.split(1), rows, strict=True)
         return torch.cat([stock_kdpp(one, k, _generator(row)) for one, row in one_by_one])
 
-    def mix(mixer: Mixer, images: Tensor, generator: Any = None) -> Mix:
+    def mix(mixer: Mixer, images: Any, generator: Any = None) -> Any:
         """Partners within the part of a process, with one mask and λ for all parts."""
+        if not isinstance(images, Tensor):
+            return [mix(mixer, view) for view in images]
         mixes = [stock_mix(mixer, part, _generator(5)) for part in images.chunk(parts)]
         partners = [one.permutation + BATCH * part for part, one in enumerate(mixes)]
         images = torch.cat([one.images for one in mixes])

@@ -1,30 +1,26 @@
 """MixMask in lightly's siamese pipelines: a loss for any of its criteria, and unmodified modules.
 
-The module's own training step runs twice. The first run, on the unmixed views, is the stock
-step with all its effects; what its key branch returned and how it called its criterion is
-noted. The second run repeats the queries on the mixed views: modules of the key branch return
-what was noted, so that they see no mixed image and are updated once, and the run ends with
-the last call of the criterion. The terms of Eq. 4 are then added to the loss with the weights
-that the stock step gave to its own.
+The module's own training step runs on the unmixed views, with all its effects, and once more
+per mixer for the queries of the mixed views, without any (:mod:`.replay`). The terms of Eq. 4
+are then added to the loss with the weights that the stock step gave to its own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightly.models.modules.memory_bank import MemoryBankModule
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ...mixing import EraseMask, Mix, MixMask, UnMix, loss, mix_views
-from ...mixing.loss import Criterion, check_scalar, mixture
-from ...mixing.mixmask import combine
+from ...mixing import Mixer, UnMix, loss
+from ...mixing.loss import Criterion
+from ...mixing.mixmask import combine, is_single
+from .replay import Record
 
 
 class MixMaskLoss(loss.MixMaskLoss):
@@ -54,15 +50,14 @@ class MixMaskLoss(loss.MixMaskLoss):
 
 
 def frozen(criterion: Any) -> Criterion:
-    """``criterion`` with its memory bank, or any other buffers, as they are now at every call."""
-    criterion = getattr(criterion, "_orig_mod", criterion)  # of torch.compile, which has no copy
-    bank = getattr(criterion, "memory_bank", None)
-    if not isinstance(bank, MemoryBankModule) or bank.bank.ndim < 2:
-        return loss.frozen(criterion)
-    # Cheaper than copying the bank for every term, enqueueing and throwing it away.
-    still = copy.copy(criterion)
-    still._modules = {**criterion._modules, "memory_bank": _StillBank(bank)}
-    return still
+    """``criterion`` as it is now at every call; see :func:`mim_plugins.mixing.loss.frozen`."""
+    module = getattr(criterion, "_orig_mod", criterion)  # of torch.compile, which has no copy
+    bank = getattr(module, "memory_bank", None)
+    if type(bank) is MemoryBankModule and bank.bank.ndim == 2:
+        # No copy of the bank for every term, to enqueue into and throw away.
+        criterion = copy.copy(module)
+        criterion._modules = {**module._modules, "memory_bank": _StillBank(bank)}
+    return loss.frozen(criterion)
 
 
 class _StillBank(nn.Module):
@@ -70,14 +65,15 @@ class _StillBank(nn.Module):
 
     def __init__(self, bank: MemoryBankModule) -> None:
         super().__init__()
-        self.negatives = bank.bank.clone()
+        negatives = bank.bank.clone()
         if bank.feature_dim_first:
-            self.negatives = self.negatives.transpose(0, -1)
+            negatives = negatives.transpose(0, -1)
+        self.negatives = lambda: negatives  # no state, of which copies would be made
 
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False
     ) -> tuple[Tensor, Tensor]:
-        return output, self.negatives
+        return output, self.negatives()
 
 
 class Mixing:
@@ -86,7 +82,7 @@ class Mixing:
     Args:
         model: The module: its ``training_step`` compares projections by ``self.criterion``, a
             module called with two ``(B, D)`` tensors of which one or both need gradients.
-        mixing: :class:`MixMask` or :class:`EraseMask`.
+        mixing: :class:`MixMask`, :class:`EraseMask` or a mixer of one's own.
         unmix: :class:`UnMix`.
 
     Raises:
@@ -94,10 +90,9 @@ class Mixing:
         ValueError: If ``model`` optimizes manually.
     """
 
-    def __init__(
-        self, model: LightningModule, mixing: MixMask | EraseMask | None, unmix: UnMix | None
-    ) -> None:
+    def __init__(self, model: LightningModule, mixing: Mixer | None, unmix: UnMix | None) -> None:
         self.mixers = combine(mixing, unmix)
+        self.is_first_step = True
         if not isinstance(getattr(model, "criterion", None), nn.Module):
             raise TypeError(
                 f"{type(model).__name__} has no module named criterion; mix in its training step "
@@ -117,267 +112,77 @@ class Mixing:
     ) -> Any:
         """The stock step's output with the terms of all mixers in its loss.
 
+        A batch of one image has the stock step alone, with a warning.
+
         Args:
             model: The module.
             stock_step: Its own ``training_step``.
-            batch: ``batch[0]`` is a list of views ``(B, C, H, W)`` of equal shape.
+            batch: Lists, tuples, dicts and so on; the floating ``(B, C, H, W)`` tensors in it,
+                of equal shape, are the views.
             args, kw: What else ``stock_step`` takes.
 
         Raises:
-            TypeError: If ``batch[0]`` is no list of views, or the criterion is not called with
-                two tensors, or returns no scalar.
-            ValueError: If the views differ in shape or hold a single image.
+            TypeError: If ``batch`` holds no views, or the criterion is not called with two
+                tensors, or returns no scalar.
+            ValueError: If the views differ in shape.
             RuntimeError: If the step cannot be repeated without repeating its effects.
         """
-        if not isinstance(batch, (list, tuple)):
-            raise TypeError(f"batch must be a list (views, ...), got {type(batch).__name__}")
         if not torch.is_grad_enabled():  # of a validation step
             return stock_step(batch, *args, **kw)
+        views = find_views(batch)
+        if is_single(views[0]):
+            return stock_step(batch, *args, **kw)
         before = frozen(model.criterion)  # every term sees the queue without this step's keys
-        versions = _versions(model)
-        with _recording(model) as record:
+        record = Record(model, by_value=self.is_first_step)
+        with record.recording():
             output = stock_step(batch, *args, **kw)
         loss = output["loss"] if isinstance(output, dict) else output
         if loss is None:  # the step skips this batch
             return output
-        record.check(model, versions)
+        record.check()
+        self.is_first_step = False
         weights = torch.autograd.grad(
             loss, [call.loss for call in record.calls], retain_graph=True, allow_unused=True
         )
         total = loss
         for mixer in self.mixers:
-            mix = mix_views(mixer, batch[0])
+            mixes = mixer(views)
             replays = []
-            for views in zip(*(view.views for view in mix), strict=True):
-                with _replaying(model, record) as queries:
-                    stock_step((list(views), *batch[1:]), *args, **kw)
+            for mixed in zip(*(mix.views for mix in mixes), strict=True):
+                with record.replaying() as queries:
+                    stock_step(with_views(batch, views, mixed), *args, **kw)
                 replays.append(queries)
             terms = [
-                weight * call.mixture(before, queries, mix[0])
+                weight * call.mixture(before, queries, mixes[0])
                 for call, weight, *queries in zip(record.calls, weights, *replays, strict=True)
                 if weight is not None
             ]
             term = torch.stack(terms).sum()
             name = f"loss_{type(mixer).__name__.lower()}"
-            model.log(name, term.detach(), sync_dist=True, batch_size=len(batch[0][0]))
+            model.log(name, term.detach(), sync_dist=True, batch_size=len(views[0]))
             total = total + term
         if isinstance(output, dict):
             return {**output, "loss": total}
         return total
 
 
-@dataclass
-class _Call:
-    """One call of the criterion in the stock step."""
+def find_views(batch: Any) -> list[Tensor]:
+    """The floating ``(B, C, H, W)`` tensors of a batch, in order; TypeError if there are none."""
+    views: list[Tensor] = []
 
-    tensors: list[Tensor]  # the two arguments
-    keywords: tuple[str, ...]  # names of those given by keyword, the last ones
-    loss: Tensor
+    def note(tensor: Tensor) -> None:
+        if tensor.ndim == 4 and tensor.is_floating_point():
+            views.append(tensor)
 
-    def mixture(self, criterion: Criterion, queries: Sequence[list[Tensor]], mix: Mix) -> Tensor:
-        """Eq. 4. Both arguments are queries, and each other's keys, if both need gradients.
-
-        Args:
-            criterion: The criterion with the queue before this step.
-            queries: For each of ``mix.views`` the arguments of the same call there.
-            mix: The mix.
-        """
-        terms = []
-        for place, tensor in enumerate(self.tensors):
-            if not tensor.requires_grad:
-                continue
-
-            def compare(query: Tensor, key: Tensor, place: int = place) -> Tensor:
-                pair = (query, key) if place == 0 else (key, query)
-                given = 2 - len(self.keywords)
-                named = zip(self.keywords, pair[given:], strict=True)
-                return criterion(*pair[:given], **dict(named))
-
-            mixed = [replay[place] for replay in queries]
-            terms.append(mixture(compare, mixed, self.tensors[1 - place], mix))
-        return sum(terms) / len(terms)
-
-
-@dataclass
-class _Record:
-    """What happened in the stock step."""
-
-    calls: list[_Call] = field(default_factory=list)
-    keys: dict[nn.Module, list[Any]] = field(default_factory=dict)  # outputs, in order
-    queries: set[nn.Module] = field(default_factory=set)  # called with gradients
-
-    def check(self, model: LightningModule, versions: dict[str, tuple[int, int]]) -> None:
-        """Raise if the queries could not be repeated alone.
-
-        Args:
-            model: The module after its step.
-            versions: :func:`_versions` before it.
-        """
-        name = type(model).__name__
-        if not self.calls:
-            raise RuntimeError(f"the training step of {name} did not call self.criterion")
-        if not all(call.loss.requires_grad for call in self.calls):
-            raise RuntimeError(f"a wrapped {name} needs gradients in its training step")
-        # A module that both branches share is run again; no step updates such a one.
-        for module in self.queries & set(self.keys):
-            del self.keys[module]
-        hidden = {id(p) for module in self.keys for p in module.parameters()}
-        now = _versions(model)
-        for key, parameter in model.named_parameters():
-            if now[key] != versions[key] and id(parameter) not in hidden:
-                raise RuntimeError(
-                    f"the training step of {name} updates {key}, which belongs to no module that "
-                    "it calls without gradients, so it would be updated twice; mix in the step "
-                    "itself with MixMask and MixMaskLoss"
-                )
-
-
-def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """What changes when a parameter is written to; known without waiting for the device."""
-    return {name: (p.data_ptr(), p._version) for name, p in model.named_parameters()}
-
-
-class _End(Exception):
-    """The criterion was called as often as in the stock step."""
-
-
-@contextmanager
-def _recording(model: LightningModule) -> Iterator[_Record]:
-    """Note the calls of the criterion and of the modules of the key branch.
-
-    A module is of the key branch if it is called without gradients or all its parameters are
-    frozen. Only outermost calls count.
-    """
-    record = _Record()
-    depth = 0  # of calls within the key branch
-
-    def enter(module: nn.Module, args: Any) -> None:
-        nonlocal depth
-        if depth or _is_key(module):
-            depth += 1
-        else:
-            record.queries.add(module)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal depth
-        if depth:
-            depth -= 1
-            if not depth:
-                record.keys.setdefault(module, []).append(output)
-
-    def compared(module: nn.Module, args: Any, kwargs: dict[str, Any], loss: Any) -> None:
-        tensors, keywords = _arguments(args, kwargs)
-        record.calls.append(_Call(tensors, keywords, check_scalar(loss)))
-
-    hooks = [model.criterion.register_forward_hook(compared, with_kwargs=True)]
-    for module in _callable_modules(model):
-        hooks.append(module.register_forward_pre_hook(enter))
-        hooks.append(module.register_forward_hook(leave))
-    try:
-        yield record
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _callable_modules(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` and its modules, but for those within a compiled one, which runs as a whole."""
-    yield model
-    if not _is_compiled(model):
-        for child in model.children():
-            yield from _callable_modules(child)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-
-
-def _is_key(module: nn.Module) -> bool:
-    if not torch.is_grad_enabled():
-        return True
-    parameter = None
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            return False
-    return parameter is not None
-
-
-def _arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Tensor], tuple[str, ...]]:
-    values = [*args, *kwargs.values()]
-    if len(values) != 2 or not all(isinstance(value, Tensor) for value in values):
+    apply_to_collection(batch, Tensor, note)
+    if not views:
         raise TypeError(
-            f"criterion must be called with two tensors, got {[type(v).__name__ for v in values]}"
+            f"batch must hold views (B, C, H, W) of images to mix, got {type(batch).__name__}"
         )
-    shapes = [tuple(value.shape) for value in values]
-    if any(len(shape) != 2 for shape in shapes):
-        raise TypeError(
-            f"criterion must be called with projections (B, D), got tensors of {shapes}: mixing "
-            "and unmix are for siamese modules"
-        )
-    return values, tuple(kwargs)
+    return views
 
 
-@contextmanager
-def _replaying(model: LightningModule, record: _Record) -> Iterator[list[list[Tensor]]]:
-    """Let the training step run for its queries alone, which are yielded, call by call."""
-    queries: list[list[Tensor]] = []
-
-    def compared(*args: Any, **kwargs: Any) -> Tensor:
-        tensors, _ = _arguments(args, kwargs)
-        queries.append(tensors)
-        if len(queries) == len(record.calls):
-            raise _End
-        return record.calls[len(queries) - 1].loss
-
-    stand_ins = {
-        module: _StandIn(partial(_next, iter(outputs)), module)
-        for module, outputs in record.keys.items()
-    }
-    stand_ins[model.criterion] = _StandIn(compared, model.criterion)
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if child in stand_ins
-    ]
-    names = ("log", "log_dict")
-    own = {name: vars(model)[name] for name in names if name in vars(model)}
-    try:
-        for parent, name, child in places:
-            parent._modules[name] = stand_ins[child]
-        vars(model).update(dict.fromkeys(names, _ignore))
-        try:
-            yield queries
-        except _End:
-            return
-        raise RuntimeError("the training step calls self.criterion a varying number of times")
-    finally:
-        for parent, name, child in places:
-            parent._modules[name] = child
-        for name in names:
-            del vars(model)[name]
-        vars(model).update(own)
-
-
-class _StandIn(nn.Module):
-    """Returns what it is told, and offers a momentum update something to write into."""
-
-    def __init__(self, function: Any, module: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for number, value in enumerate(module.parameters()):
-            scratch = nn.Parameter(torch.empty_like(value), value.requires_grad)
-            self.register_parameter(f"parameter{number}", scratch)
-        for number, buffer in enumerate(module.buffers()):
-            self.register_buffer(f"buffer{number}", torch.empty_like(buffer))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-
-def _next(outputs: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-    return next(outputs)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    pass
+def with_views(batch: Any, views: Sequence[Tensor], mixed: Sequence[Tensor]) -> Any:
+    """``batch`` with ``mixed`` in the places of ``views``."""
+    swap = {id(view): other for view, other in zip(views, mixed, strict=True)}
+    return apply_to_collection(batch, Tensor, lambda tensor: swap.get(id(tensor), tensor))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._check import check_bool
-from ...mixing import EraseMask, Mixer, MixMask, UnMix, mix_views
-from ...mixing.loss import Criterion, mixture
-from ...mixing.mixmask import combine
+from ...mixing import EraseMask, Mixer, MixMask, UnMix, mixture
+from ...mixing.loss import Criterion
+from ...mixing.mixmask import combine, is_single
 
 for _mixer in (MixMask, EraseMask, UnMix):
     TASK_UTILS.register_module(module=_mixer, force=True)
@@ -38,19 +38,28 @@ class _MixedQueries:
     def __init__(
         self,
         *args: Any,
-        mixmask: dict | Mixer | None = None,
+        mixing: dict | Mixer | None = None,
         unmix: dict | UnMix | None = None,
         concat_views: bool = False,
+        mixmask: dict | Mixer | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.mixers = combine(_build("mixmask", mixmask, MixMask), _build("unmix", unmix, UnMix))
+        if mixing is not None and mixmask is not None:
+            raise ValueError("mixing and its old name mixmask are one argument, got both")
+        mixing = mixmask if mixing is None else mixing
+        self.mixers = combine(_build("mixing", mixing, MixMask), _build("unmix", unmix, UnMix))
         self.concat_views = check_bool("concat_views", concat_views)
+
+    def extra_repr(self) -> str:
+        return f"mixers={list(self.mixers)}" if self.mixers else ""
 
     def loss(
         self, inputs: list[Tensor], data_samples: list[DataSample], **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Stock ``loss`` without a mixer; else ``loss_orig`` and one entry per mixer.
+        """Stock ``loss`` without a mixer, and of a batch of one image, with a warning.
+
+        Else ``loss_orig`` and one entry per mixer.
 
         Entries are ``loss_mixmask``, ``loss_erasemask``, ``loss_unmix``: λ L_up + (1 - λ)
         L_down. The runner sums them all (Eq. 5) and logs the sum as ``loss``.
@@ -61,13 +70,15 @@ class _MixedQueries:
 
         Raises:
             TypeError: If ``inputs`` is no list of views.
-            ValueError: If they are not two, differ in size, or are too few or too small to mix.
+            ValueError: If they are not two, differ in size, or are too small to mix.
         """
         if not self.mixers:
             return super().loss(inputs, data_samples, **kwargs)
         views = _two_views(inputs)
+        if is_single(views[0]):
+            return super().loss(inputs, data_samples, **kwargs)
         images = views[self.query_views]
-        mixes = [mix_views(mixer, images) for mixer in self.mixers]
+        mixes = [mixer(images) for mixer in self.mixers]
 
         # encode the query views, then their mixed copies
         copies = [images]
@@ -146,7 +157,7 @@ class MixMaskMoCo(_MixedQueries, MoCo):
 
     Args:
         *args, **kwargs: Those of ``MoCo``.
-        mixmask (dict | Mixer, optional): Arguments of :class:`mim_plugins.mixmask.MixMask`,
+        mixing (dict | Mixer, optional): Arguments of :class:`mim_plugins.mixmask.MixMask`,
             e.g. ``dict(grid_size=8)``; with ``type='EraseMask'`` those of the erase-based
             baseline. Defaults to None, no such term.
         unmix (dict | UnMix, optional): Arguments of :class:`mim_plugins.mixmask.UnMix`, e.g.
@@ -155,9 +166,10 @@ class MixMaskMoCo(_MixedQueries, MoCo):
         concat_views (bool): Encode original and mixed queries in one forward. They then share
             batch statistics, so that the original term is no longer stock's. Defaults to
             False.
+        mixmask: The old name of ``mixing``.
 
     Raises:
-        TypeError: If ``mixmask``, ``unmix`` or ``concat_views`` has the wrong type.
+        TypeError: If ``mixing``, ``unmix`` or ``concat_views`` has the wrong type.
         ValueError: If one of their arguments is out of range.
     """
 
@@ -205,7 +217,7 @@ class MixMaskBYOL(_PredictedQueries, BYOL):
 
     Args:
         *args, **kwargs: Those of ``BYOL``.
-        mixmask, unmix, concat_views: As of :class:`MixMaskMoCo`.
+        mixing, unmix, concat_views: As of :class:`MixMaskMoCo`.
     """
 
     direction_weight = 2.0
@@ -226,7 +238,7 @@ class MixMaskSimSiam(_PredictedQueries, SimSiam):
 
     Args:
         *args, **kwargs: Those of ``SimSiam``.
-        mixmask, unmix, concat_views: As of :class:`MixMaskMoCo`.
+        mixing, unmix, concat_views: As of :class:`MixMaskMoCo`.
     """
 
     direction_weight = 0.5
@@ -243,7 +255,7 @@ class MixMaskSimCLR(_MixedQueries, SimCLR):
 
     Args:
         *args, **kwargs: Those of ``SimCLR``.
-        mixmask, unmix, concat_views: As of :class:`MixMaskMoCo`.
+        mixing, unmix, concat_views: As of :class:`MixMaskMoCo`.
     """
 
     views_per_forward = 2
@@ -277,7 +289,7 @@ class MixMaskAugment:
     """MixMask where CutMix stands in a stock classifier: ``train_cfg.augments``.
 
     Scores are mixed by the share of pixels. A batch of one image stays as it is, as with the
-    stock augmentations.
+    stock augmentations, with a warning.
 
     Args:
         **kwargs: Those of :class:`mim_plugins.mixmask.MixMask`; ``permutation`` defaults to
@@ -290,7 +302,7 @@ class MixMaskAugment:
     def __call__(self, batch_inputs: Tensor, batch_score: Tensor) -> tuple[Tensor, Tensor]:
         """Mix images ``(B, C, H, W)`` and their scores ``(B, num_classes)``."""
         score = batch_score.float()
-        if len(batch_inputs) == 1:
+        if is_single(batch_inputs):
             return batch_inputs, score
         mix = self.mixer(batch_inputs)
         return mix.images, mix.lam * score + (1 - mix.lam) * score[mix.permutation]

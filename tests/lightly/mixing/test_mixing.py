@@ -1,23 +1,31 @@
 """Mixing in lightly: the loss around its criteria, and wrap() on siamese modules."""
 
+import collections
 import copy
 import pickle
+import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
 pytest.importorskip("lightly", reason="lightly is not installed")
 
+import numpy
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+import torchmetrics
 from lightly.loss import DCLLoss, NegativeCosineSimilarity, NTXentLoss
+from lightly.models.modules import NNMemoryBankModule
 from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from mim_plugins.lightly import MixMaskLoss, wrap
+from mim_plugins.lightly.mixing import Mixing
 from mim_plugins.mixmask import EraseMask, Mix, MixMask, UnMix
 from mim_plugins.regularizers import UniformityLoss
 
@@ -53,9 +61,10 @@ class Seen:
         super().__init__(*args, **kwargs)
         self.mixes: list[Mix] = []
 
-    def mix(self, *args: Any) -> Mix:
-        self.mixes.append(super().mix(*args))
-        return self.mixes[-1]
+    def __call__(self, *args: Any) -> list[Mix]:
+        mixes = super().__call__(*args)
+        self.mixes.append(mixes[0])
+        return mixes
 
 
 class SeenMixMask(Seen, MixMask):
@@ -258,6 +267,158 @@ def test_effects_of_a_step_are_the_stock_ones(make: Callable) -> None:
     assert names == ["train_loss"] * (make is MoCo) + ["loss_mixmask", "loss_unmix"]
 
 
+class Counter:
+    """What a user may keep in an attribute."""
+
+    def __init__(self) -> None:
+        self.seen = collections.deque([torch.zeros(8)], maxlen=9)
+
+
+class Stateful(SimSiam):
+    """A step that changes state of every kind, and whose loss depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(8))
+        self.register_buffer("scratch", None)
+        self.bank = NNMemoryBankModule(size=(20, 8))
+        self.metric = torchmetrics.MeanMetric()
+        self.hidden = [nn.Linear(1, 1)]  # in a list, so that it is not a child
+        self.register_parameter("own", nn.Parameter(torch.ones(1), requires_grad=False))
+        self.calls, self.counter, self.history = 0, Counter(), {"norms": []}
+        self.generator, self.dice = torch.Generator(), random.Random(0)
+        self.array = numpy.zeros(8)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x0, x1 = batch[0] if self.calls % 2 else batch[0][::-1]
+        z0, p0 = self.forward(x0)
+        z1, p1 = self.forward(x1)
+        self.calls += 1
+        self.center.mul_(0.9).add_(0.1 * z0.mean(dim=0))
+        self.scratch = p0  # with its graph
+        self.covariance = z0.T @ z0 + getattr(self, "covariance", 0)
+        self.metric(z0.std())
+        self.counter.seen.append(z0.mean(dim=0))
+        self.history["norms"].append(p0.norm())
+        self.array += z0.mean(dim=0).numpy()
+        with torch.no_grad():
+            self.own.data.mul_(0.9)
+            self.hidden[0].weight.mul_(0.9)
+        noise = torch.rand((), generator=self.generator) + self.dice.random()
+        z1 = self.bank(z1 - self.center.detach(), update=True)
+        return noise * self.criterion(z1, p0) + self.criterion(z0, p1)
+
+
+def snapshot(model: Stateful) -> dict[str, Any]:
+    return {
+        **dict(model.named_buffers()),
+        "covariance": model.covariance,
+        "own": model.own.data,
+        "hidden": model.hidden[0].weight.data,
+        "seen": torch.stack(list(model.counter.seen)[1:]),
+        "norms": torch.stack(model.history["norms"]),
+        "array": torch.from_numpy(model.array),
+        "metric": model.metric.compute(),
+        "updates": torch.tensor([model.calls, model.metric._update_count, model.dice.random()]),
+        "generator": model.generator.get_state(),
+    }
+
+
+def test_all_state_is_that_of_the_stock_step() -> None:
+    """Of every kind, bit for bit, after each of several steps; but for the norm's statistics."""
+    stock, model = make_twice(Stateful)
+    wrap(model, mixing=MixMask(), unmix=UnMix())
+    for step in range(3):
+        states = []
+        for each in (stock, model):
+            torch.manual_seed(step)
+            loss = each.training_step([views(seed=step), None], 0)
+            states.append(snapshot(each))
+        assert states[0].keys() == states[1].keys()
+        for name, value in states[0].items():
+            if "running" not in name and "num_batches" not in name:
+                assert torch.equal(states[1][name], value), name
+        loss.backward()  # no graph was broken by what was put back
+        assert model.backbone[0].weight.grad.isfinite().all()
+
+
+def test_a_replay_starts_from_the_state_of_the_stock_step() -> None:
+    """With images of which mixing changes nothing, each term of Eq. 4 is the stock loss."""
+    stock, model = make_twice(Stateful)
+    wrap(model, mixing=MixMask())
+    x = [view[:1].repeat(6, 1, 1, 1) for view in views()]
+    for each in (stock, model):
+        each.eval()
+    for _ in range(3):
+        expected = stock.training_step([x, None], 0)
+        assert torch.allclose(model.training_step([x, None], 0), 2 * expected)
+
+
+def test_nothing_is_logged_twice() -> None:
+    model, _ = make_twice(SimSiam)
+    written: list[str] = []
+    logger = SimpleNamespace(experiment=SimpleNamespace(add=written.append))
+    model._trainer = SimpleNamespace(loggers=[logger], logger=None, training=True)
+
+    def step(self: SimSiam, batch: Any, batch_idx: int) -> Tensor:
+        self._trainer.loggers[0].experiment.add("step")
+        return SimSiam.training_step(self, batch, batch_idx)
+
+    mixing = Mixing(model, MixMask(), UnMix())
+    mixing.step(model, partial(step, model), [views(), None], 0)
+    assert written == ["step"]
+    assert model._trainer.loggers == [logger]
+
+
+class Batch(NamedTuple):
+    views: list[Tensor]
+    label: Tensor
+
+
+@pytest.mark.parametrize(
+    ("batch", "get"),
+    [
+        (lambda x: {"a": x[0], "b": x[1], "name": "f"}, lambda b: (b["a"], b["b"])),
+        (lambda x: (x[0], x[1]), lambda b: b),
+        (lambda x: Batch(x, torch.zeros(6)), lambda b: b.views),
+        (lambda x: [x, torch.zeros(6), ["f"] * 6], lambda b: b[0]),
+    ],
+    ids=["dict", "tuple", "namedtuple", "list"],
+)
+def test_batches_of_any_form(batch: Callable, get: Callable) -> None:
+    class Any_(SimSiam):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return SimSiam.training_step(self, [get(batch)], batch_idx)
+
+    losses = []
+    for make, form in ((SimSiam, lambda x: [x]), (Any_, batch)):
+        model, _ = make_twice(make)
+        wrap(model, mixing=MixMask())
+        torch.manual_seed(0)
+        losses.append(model.training_step(form(views()), 0))
+    assert losses[0] == losses[1]
+
+
+def test_a_batch_of_one_image_is_the_stock_step() -> None:
+    stock, model = make_twice(SimCLR)
+    wrap(model.eval(), mixing=MixMask(), unmix=UnMix())
+    with pytest.warns(UserWarning, match="a batch of one image has none to mix with"):
+        loss = model.training_step([views(1), None], 0)
+    assert loss == stock.eval().training_step([views(1), None], 0)
+    assert not model.logged
+
+
+def test_views_keep_their_memory_format() -> None:
+    model, _ = make_twice(SimSiam)
+    formats = []
+    model.backbone.register_forward_pre_hook(
+        lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    wrap(model, mixing=MixMask(), unmix=UnMix())
+    model.training_step([[v.to(memory_format=torch.channels_last) for v in views()], None], 0)
+    assert formats == [True] * 6
+
+
 def test_keys_are_not_encoded_again() -> None:
     """MoCo's key encoder is called once; the query encoder once more per mix."""
     model, _ = make_twice(MoCo)
@@ -377,7 +538,7 @@ def test_loss_around_others(criterion: Callable, formula: Callable) -> None:
 
 
 def test_rejects_at_construction() -> None:
-    with pytest.raises(TypeError, match="mixing must be a MixMask or an EraseMask, got 0.5"):
+    with pytest.raises(TypeError, match="mixing must be a MixMask, .*, got 0.5"):
         wrap(SimSiam(), mixing=0.5)
     with pytest.raises(TypeError, match="unmix must be an UnMix, got MixMask"):
         wrap(SimSiam(), unmix=MixMask())
@@ -400,14 +561,11 @@ def test_rejects_batches() -> None:
     model = wrap(SimSiam().double(), mixing=MixMask())
     with pytest.raises(ValueError, match=r"views must .* equal shapes, got \[\(6, 3, 16, 16\), "):
         model.training_step([[views()[0], views()[1][..., :8]], None], 0)
-    with pytest.raises(TypeError, match=r"batch must be a list \(views, ...\), got dict"):
-        model.training_step({"views": views()}, 0)
+    with pytest.raises(TypeError, match=r"batch must hold views \(B, C, H, W\) .*, got dict"):
+        model.training_step({"views": torch.zeros(6, 8)}, 0)
     model = wrap(MAE(), mixing=MixMask())
     with pytest.raises(TypeError, match=r"projections \(B, D\), got tensors of \[\(6, 48, 48\)"):
         model.training_step([[torch.rand(6, 3, 32, 32)] * 2, None], 0)
-    model = wrap(SimCLR().double().eval(), mixing=MixMask())
-    with pytest.raises(ValueError, match="a batch of 1: nothing to mix with"):
-        model.training_step([views(1), None], 0)
 
 
 @every_model
@@ -461,7 +619,7 @@ def attempt(
     model = Odd().double()
     model.criterion = criterion or model.criterion
     model.log = lambda *args, **kwargs: None
-    model.register_parameter("teacher", nn.Parameter(torch.ones(1), requires_grad=False))
+    model.register_parameter("teacher", nn.Parameter(torch.ones(1)))
     wrap(model, mixing=MixMask())
     return model.training_step([views(), None], 0)
 
@@ -482,20 +640,42 @@ def test_rejects_steps_it_cannot_repeat(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(TypeError, match=r"criterion must return a scalar tensor, got .*\(6,\)"):
         attempt(no_scalar, monkeypatch, nn.PairwiseDistance())
 
+    times = iter([2, 1])
+
     def varying(self: Odd, x0: Tensor, x1: Tensor) -> Tensor:
-        self.times = 2 - getattr(self, "times", 0)
-        return sum(self.criterion(self(x0)[0], self(x1)[1]) for _ in range(self.times))
+        return sum(self.criterion(self(x0)[0], self(x1)[1]) for _ in range(next(times)))
 
     with pytest.raises(RuntimeError, match="calls self.criterion a varying number of times"):
         attempt(varying, monkeypatch)
 
-    def own_momentum(self: Odd, x0: Tensor, x1: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.teacher.mul_(0.9)
+    for write in (lambda p: p.mul_(0.9), lambda p: p.data.mul_(0.9)):
+
+        def own_momentum(self: Odd, x0: Tensor, x1: Tensor, write: Callable = write) -> Tensor:
+            with torch.no_grad():
+                write(self.teacher)
+            return self.criterion(self(x0)[0], self(x1)[1])
+
+        with pytest.raises(RuntimeError, match="updates teacher, .* would be updated twice"):
+            attempt(own_momentum, monkeypatch)
+
+    def method(self: Odd, x0: Tensor, x1: Tensor) -> Tensor:
+        self.criterion.reset()
         return self.criterion(self(x0)[0], self(x1)[1])
 
-    with pytest.raises(RuntimeError, match="updates teacher, .* would be updated twice"):
-        attempt(own_momentum, monkeypatch)
+    class Resettable(NegativeCosineSimilarity):
+        def reset(self) -> None:
+            pass
+
+    with pytest.raises(RuntimeError, match="uses Resettable.reset, which may not run twice"):
+        attempt(method, monkeypatch, Resettable())
+
+    def iterate(self: Odd, x0: Tensor, x1: Tensor) -> Tensor:
+        return self.criterion(self(x0)[0], self(x1)[1]) * next(self.criterion.weights)
+
+    criterion = NegativeCosineSimilarity()
+    criterion.weights = (1.0 for _ in range(9))
+    with pytest.raises(RuntimeError, match=r"Similarity.weights, a generator, cannot be copied"):
+        attempt(iterate, monkeypatch, criterion)
     assert attempt(lambda self, x0, x1: None, monkeypatch) is None  # a batch skipped
     with pytest.raises(RuntimeError, match="a wrapped Odd needs gradients"):
         attempt(

@@ -21,11 +21,11 @@ from mim_plugins.mixmask import EraseMask, mix_views
 from ..siamese import ALGORITHMS, BATCH, DIM, QUEUE, SIZE, TEMPERATURE, build, train, views
 
 MIXERS: dict[str, dict[str, Any]] = {
-    "mixmask": {"mixmask": {"grid_size": 4, "ratio": 0.3, "permutation": "random"}},
+    "mixmask": {"mixing": {"grid_size": 4, "ratio": 0.3, "permutation": "random"}},
     "unmix": {"unmix": {"prob_global": 0.0}},
-    "both": {"mixmask": {"grid_size": 4, "ratio": (0.2, 0.8)}, "unmix": {"prob_global": 1.0}},
-    "erase": {"mixmask": {"type": "EraseMask", "grid_size": 4, "ratio": 0.3}},
-    "erase reversed": {"mixmask": {"type": "EraseMask", "ratio": 0.3, "second": "reversed"}},
+    "both": {"mixing": {"grid_size": 4, "ratio": (0.2, 0.8)}, "unmix": {"prob_global": 1.0}},
+    "erase": {"mixing": {"type": "EraseMask", "grid_size": 4, "ratio": 0.3}},
+    "erase reversed": {"mixing": {"type": "EraseMask", "ratio": 0.3, "second": "reversed"}},
 }
 
 
@@ -169,9 +169,9 @@ def test_both_branches_take_different_permutations() -> None:
     """Table 2: different by default, the same with one argument."""
     model = build("MoCo", **MIXERS["both"])
     assert [mixer.permutation for mixer in model.mixers] == ["random", "inverse"]
-    same = {"mixmask": {"permutation": "inverse"}, "unmix": {}}
+    same = {"mixing": {"permutation": "inverse"}, "unmix": {}}
     assert [mixer.permutation for mixer in build("MoCo", **same).mixers] == ["inverse", "inverse"]
-    alone = build("MoCo", mixmask={}).mixers[0]
+    alone = build("MoCo", mixing={}).mixers[0]
     assert alone(views()[0]).permutation.tolist() == [3, 2, 1, 0]
 
 
@@ -306,9 +306,10 @@ def test_both_frameworks_agree(algorithm: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"mixmask": True}, TypeError, "mixmask must be a dict"),
+        ({"mixing": True}, TypeError, "mixing must be a dict"),
+        ({"mixing": {}, "mixmask": {}}, ValueError, "one argument, .* got both"),
         ({"unmix": 0.5}, TypeError, "unmix must be a dict"),
-        ({"mixmask": {"type": "UnMix"}}, TypeError, "must be a MixMask or an EraseMask"),
+        ({"mixing": {"type": "UnMix"}}, TypeError, "must be a MixMask, an EraseMask or"),
         ({"unmix": {"type": "MixMask"}}, TypeError, "unmix must be an UnMix"),
         ({"mixmask": {"ratio": 1.0}}, ValueError, "ratio must be in .*, got 1"),
         ({"mixmask": {"grid_size": 1}}, ValueError, "grid_size must be at least 2, got 1"),
@@ -323,7 +324,7 @@ def test_bad_arguments(arguments: dict, error: type[Exception], message: str) ->
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_bad_views(algorithm: str) -> None:
-    model = build(algorithm, mixmask={})
+    model = build(algorithm, mixing={})
     first, second = views()
     with pytest.raises(TypeError, match="inputs must be a list of two views, got Tensor"):
         model.loss(first, None)
@@ -331,16 +332,30 @@ def test_bad_views(algorithm: str) -> None:
         model.loss([first, second, second], None)
     with pytest.raises(ValueError, match=r"equal size, got \(4, 3, 16, 16\) and \(3, 3, 16, 16\)"):
         model.loss([first, second[:3]], None)
-    with pytest.raises(ValueError, match="batch of 1: nothing to mix with"):
-        model.loss([first[:1], second[:1]], None)
     with pytest.raises(ValueError, match="grid_size must be at most the image's side"):
-        build(algorithm, mixmask={"grid_size": 32}).loss([first, second], None)
+        build(algorithm, mixing={"grid_size": 32}).loss([first, second], None)
 
 
 @pytest.mark.parametrize("algorithm", ["BYOL", "SimCLR", "SimSiam"])
 def test_an_odd_batch_works(algorithm: str) -> None:
     losses = build(algorithm, **MIXERS["both"]).loss(views(batch=5), None)
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_batch_of_one_image_is_the_stock_step(algorithm: str) -> None:
+    stock, ours = (build(algorithm, plugin).eval() for plugin in (False, True))
+    ours.mixers = build(algorithm, **MIXERS["both"]).mixers
+    with pytest.warns(UserWarning, match="a batch of one image has none to mix with"):
+        found = ours.loss(views(batch=1), None)
+    assert found == stock.loss(views(batch=1), None)
+    assert list(found) == ["loss"]
+
+
+def test_mixing_and_its_old_name() -> None:
+    new, old = (build("MoCo", **{name: {"grid_size": 4}}) for name in ("mixing", "mixmask"))
+    assert train(new, 2) == train(old, 2)
+    assert "mixers=[MixMask(mask='block', grid_size=4" in repr(new)
 
 
 # -- batch augmentation --------------------------------------------------------------------
@@ -385,6 +400,7 @@ def test_batch_augment_stands_where_cutmix_does() -> None:
     assert torch.isfinite(model(**data, mode="loss")["loss"])
     sample = DataSample().set_gt_label(0)
     single = {"inputs": list(views(batch=1)[0] * 255), "data_samples": [sample]}
-    data = model.data_preprocessor(single, training=True)  # the last batch of an epoch
+    with pytest.warns(UserWarning, match="a batch of one image"):  # the last of an epoch
+        data = model.data_preprocessor(single, training=True)
     assert data["data_samples"][0].gt_score.tolist() == [1.0, 0.0, 0.0]
     assert "MixMask(" in repr(model.data_preprocessor.batch_augments.augments[0])
