@@ -82,13 +82,15 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "4 masks, input only": _information(cross=0.0),
     },
     "hierarchical": {
-        f"{sweep} {value}": Variant(f"hierarchical/cifar/{file}.py", {})
-        for sweep, values, name in (
-            ("ratio", (10, 25, 50, 75, 90), "mae-ratio{}_vit-mini-p4_1xb256-coslr-40e_cifar-32px"),
-            ("unit", (2, 4, 8), "mae-unit{}_vit-mini-p2_1xb256-coslr-40e_cifar-32px"),
+        f"{sweep} {value}": Variant(
+            f"hierarchical/cifar/mae_vit-mini-p{patch}_1xb256-coslr-40e_cifar-32px.py",
+            {f"model.backbone.{option}": value / 100 if sweep == "ratio" else value},
+        )
+        for sweep, values, patch, option in (
+            ("ratio", (10, 25, 50, 75, 90), 4, "mask_ratio"),
+            ("unit", (2, 4, 8), 2, "masking.mask_unit"),
         )
         for value in values
-        for file in [name.format(value)]
     },
     "mixmask": {
         "vanilla": Variant(MOCO, {"model.mixmask": None}),

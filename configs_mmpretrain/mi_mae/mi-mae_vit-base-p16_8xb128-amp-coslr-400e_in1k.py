@@ -9,7 +9,9 @@ model = dict(
     ),
 )
 
-# Four masks per image: as many masked images per step and GPU as the stock config's 512, and
-# its learning rate. InfoNCE compares the 1024 images of the global batch.
+# MAE's own batch of 4096 images with its learning rate and warm-up of 40 epochs, by accumulation:
+# four masks per image make 512 masked images per GPU, as in the stock config. On 32 GPUs:
+# optim_wrapper.accumulative_counts=1. InfoNCE compares the 1024 images encoded together.
 train_dataloader = dict(batch_size=128)
-auto_scale_lr = dict(base_batch_size=1024)
+optim_wrapper = dict(accumulative_counts=4, optimizer=dict(lr=1.5e-4 * 4096 / 256))
+auto_scale_lr = dict(base_batch_size=4096)

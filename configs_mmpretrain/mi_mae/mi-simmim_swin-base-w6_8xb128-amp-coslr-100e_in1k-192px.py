@@ -17,6 +17,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackInputs'),
 ]
-# Two masks per image: as many masked images per step as the stock config.
+# The stock config's batch of 2048 images by accumulation, with its learning rate: two masks per
+# image make 256 masked images per GPU.
 train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
-auto_scale_lr = dict(base_batch_size=1024)
+optim_wrapper = dict(accumulative_counts=2)

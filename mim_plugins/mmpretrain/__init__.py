@@ -33,7 +33,7 @@ from .analysis.metrics import ReconstructionMetric, ReconstructionTestLoop
 from .analysis.online_probe import OnlineProbeHook
 from .analysis.reconstruction import reconstruct
 from .masking.backbones import MaskedMAEHiViT, MaskedMAEViT
-from .masking.simmim_vit import SimMIMViT
+from .masking.simmim_vit import SimMIMBEiTViT, SimMIMViT
 from .masking.transforms import DPPMaskGenerator
 from .mixing.algorithms import (
     MixMaskAugment,
@@ -86,6 +86,7 @@ __all__ = [
     "ReconstructionTestLoop",
     "RegularizedMAE",
     "RegularizedSimMIM",
+    "SimMIMBEiTViT",
     "SimMIMViT",
     "USimMIM",
     "UniformityHead",

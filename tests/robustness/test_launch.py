@@ -64,17 +64,13 @@ def test_a_plugin_config_with_hooks(photo_folder: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in weights.values())
 
 
-@pytest.mark.parametrize("kind", ["fsdp", "ds"])
-def test_configs_of_sharded_training(kind: str) -> None:
+def test_config_of_sharded_training() -> None:
     """Only the way of training differs from the config that they stand beside."""
     folder = CONFIGS / "dppmask"
     base, config = (
         Config.fromfile(folder / f"mae-dpp_vit-large-p16_8xb512-{name}-coslr-300e_in1k.py")
-        for name in ("amp", kind)
+        for name in ("amp", "fsdp")
     )
     assert config.runner_type == "FlexibleRunner"
     for key in base:
-        if key != "optim_wrapper":
-            assert config[key] == base[key], key
-    for key in ("optimizer", "paramwise_cfg"):
-        assert config.optim_wrapper[key] == base.optim_wrapper[key]
+        assert config[key] == base[key], key

@@ -8,13 +8,11 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
-from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader
 
 import mim_plugins.mmpretrain  # noqa: F401
 
 from .tools import (
-    CONFIGS,
     CROP,
     IMPORT,
     RUNTIME,
@@ -113,49 +111,3 @@ def test_checkpoints_of_stock_runs_load(photo_folder: Path, tmp_path: Path) -> N
         "--resume", tmp_path / "stock/epoch_1.pth", "--cfg-options", "train_cfg.max_epochs=2",
     )  # fmt: skip
     assert "resumed epoch: 1" in read_log(tmp_path / "ours")
-
-
-def names(pattern: str) -> list[str]:
-    return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob(pattern))
-
-
-# DeepSpeed is not among the tests' packages; tests/robustness/test_launch.py loads its config.
-@pytest.mark.parametrize("name", [n for n in names("dppmask/mae-dpp_*.py") if "-ds-" not in n])
-def test_pretrain_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "config.py"
-    data = "train_dataloader = " + loader(photo_folder, "train", 16, CROP)
-    config.write_text(f"_base_ = {str(CONFIGS / name)!r}\n" + TINY_MAE + data + RUNTIME)
-    full = Config.fromfile(CONFIGS / name)
-    assert full.model.backbone.type == "MaskedMAEViT"
-    assert full.train_cfg.max_epochs == int(re.search(r"(\d+)e_", name)[1])
-    assert ("imagenet100" in full.train_dataloader.dataset.data_root) == ("in100" in name)
-    cfg = Config.fromfile(config)
-    cfg.work_dir, cfg.experiment_name = str(tmp_path), f"{tmp_path.name}-{name}"
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    assert runner.iter == 2
-    assert type(runner.model.backbone.masking).__name__ == "DPPMasking"
-    assert runner.message_hub.get_scalar("train/loss").current() > 0
-
-
-@pytest.mark.parametrize("name", names("dppmask/benchmarks/*.py"))
-def test_downstream_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> None:
-    config = tmp_path / "config.py"
-    config.write_text(
-        f"_base_ = {str(CONFIGS / name)!r}\n"
-        + TINY_CLASSIFIER
-        + "model['backbone']['init_cfg'] = None\n"
-        + ("model['backbone']['frozen_stages'] = 2\n" if "linear" in name else "")
-        + ("model['neck'] = dict(input_features=32)\n" if "linear" in name else "")
-        + "model['head'] = dict(in_channels=32)\n"
-        + f"train_dataloader = {loader(photo_folder, 'train', 16, CROP)}"
-        + f"val_dataloader = {loader(photo_folder, 'test', 16)}"
-        + "test_dataloader = val_dataloader\n"
-        + RUNTIME
-    )
-    cfg = Config.fromfile(config)
-    cfg.work_dir, cfg.experiment_name = str(tmp_path), f"{tmp_path.name}-{name}"
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    assert runner.iter == 2
-    assert runner.model.head.num_classes == 100

@@ -12,7 +12,7 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader
 from mmpretrain.registry import MODELS
 
 import mim_plugins.mmpretrain  # noqa: F401  (checkpoints load)
@@ -135,77 +135,6 @@ def names(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob(f"mixmask/{pattern}"))
 
 
-def data_of(name: str) -> str:
-    return name.removesuffix(".py").rsplit("_", 1)[1]
-
-
-def dataset(folder: Path, split: str, pipeline: list, images: int = 16) -> dict:
-    """Photographs in place of the data set, in the config's own pipeline."""
-    if pipeline[0]["type"] != "LoadImageFromFile":  # CIFAR100 holds arrays
-        resize = {"type": "Resize", "scale": (32, 32)}
-        pipeline = [{"type": "LoadImageFromFile"}, resize, *pipeline]
-    return {
-        "type": "CustomDataset",
-        "data_root": str(folder),
-        "data_prefix": split,
-        "indices": images,
-        "pipeline": pipeline,
-    }
-
-
-def shrink(loader: dict) -> None:
-    loader.update(batch_size=8, num_workers=0, persistent_workers=False)
-
-
-def run(cfg: Config, folder: Path) -> Runner:
-    """Two steps of a config, on the CPU."""
-    cfg.train_cfg.max_epochs = 1
-    cfg.default_hooks.logger = {"type": "LoggerHook", "interval": 1}
-    cfg.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": -1, "save_last": False}
-    cfg.work_dir, cfg.experiment_name = str(folder), f"{folder.name}-{cfg.filename}"
-    runner = Runner.from_cfg(cfg)
-    runner.train()
-    assert runner.iter == 2
-    return runner
-
-
-@pytest.mark.parametrize("name", names("*.py"))
-def test_pretrain_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> None:
-    """Models as they are; smaller batches, images of at most 64 pixels, photographs."""
-    cfg = Config.fromfile(CONFIGS / name)
-    algorithm = re.match(r"mixmask/(\w+?)(v2)?-mixmask", name)[1]
-    assert cfg.model.type.lower() == f"mixmask{algorithm}"
-    assert cfg.train_cfg.max_epochs == int(re.search(r"-(\d+)e_", name)[1])
-    assert cfg.train_dataloader.batch_size == int(re.search(r"xb(\d+)-", name)[1])
-    size = {"cifar100": 32, "tiny-imagenet": 64, "in1k": 224}[data_of(name)]
-    grid = {32: 2, 64: 4, 224: 8}[size]
-    assert cfg.model.mixmask == {"mask": "block", "grid_size": grid, "ratio": 0.5}
-
-    pipeline = cfg.train_dataloader.dataset.pipeline
-    multi = next(step for step in pipeline if step.type == "MultiView")
-    for view in multi.transforms:
-        assert view[0].scale == size
-        view[0].scale = min(size, 64)
-    shrink(cfg.train_dataloader)
-    cfg.train_dataloader.dataset = dataset(photo_folder, "train", pipeline)
-    knn = [hook for hook in cfg.get("custom_hooks", []) if hook.type == "OnlineProbeHook"]
-    assert len(knn) == (size < 224)
-    for hook in knn:
-        shrink(hook.val_dataloader)
-        hook.interval = 1
-        hook.val_dataloader.dataset = dataset(
-            photo_folder, "test", hook.val_dataloader.dataset.pipeline
-        )
-    runner = run(cfg, tmp_path)
-    hub = runner.message_hub
-    original, mixed = (hub.get_scalar(f"train/loss_{n}").current() for n in ("orig", "mixmask"))
-    assert hub.get_scalar("train/loss").current() != original != mixed
-    expected = ["MixMask", "UnMix"] if "unmix" in name else ["MixMask"]
-    assert [type(mixer).__name__ for mixer in runner.model.mixers] == expected
-    if knn:
-        assert 0 <= hub.get_scalar("probe/knn_top1").current() <= 100
-
-
 MIXMASK = "moco-mixmask_resnet18_1xb512-coslr-1000e_cifar100.py"
 BOTH = "moco-mixmask-unmix_resnet18_1xb512-coslr-1000e_cifar100.py"
 ROWS = [
@@ -240,56 +169,6 @@ def test_every_row_of_the_tables_is_one_argument(
     built = MODELS.build(cfg.model).mixers
     assert len(built) == len(mixers)
     assert all(part in repr(mixer) for mixer, part in zip(built, mixers, strict=True))
-
-
-@pytest.mark.parametrize("name", names("benchmarks/resnet*.py"))
-def test_benchmark_configs_run(name: str, photo_folder: Path, tmp_path: Path) -> None:
-    cfg = Config.fromfile(CONFIGS / name)
-    assert cfg.train_cfg.max_epochs == int(re.search(r"-(\d+)e_", name)[1])
-    classes = {"cifar100": 100, "tiny-imagenet": 200, "in1k": 1000}[data_of(name)]
-    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
-    assert cfg.val_evaluator.topk == (1, 5)
-    if "in1k" in name:  # photographs have 64 pixels
-        cfg.train_dataloader.dataset.pipeline[1].scale = 64
-        cfg.val_dataloader.dataset.pipeline[1].scale = 64
-        cfg.val_dataloader.dataset.pipeline[2].crop_size = 64
-    if "semisup" in name:  # the data set as it is, with a list of images
-        (tmp_path / "meta").mkdir()
-        (tmp_path / "train").symlink_to(photo_folder / "train")
-        images = sorted((photo_folder / "train").glob("*/*.png"))[:16]
-        lines = [f"{image.parent.name}/{image.name} {n % 3}\n" for n, image in enumerate(images)]
-        (tmp_path / cfg.train_dataloader.dataset.ann_file).write_text("".join(lines))
-        cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    else:
-        cfg.train_dataloader.dataset = dataset(
-            photo_folder, "train", cfg.train_dataloader.dataset.pipeline
-        )
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        shrink(loader)
-    cfg.val_dataloader.dataset = dataset(
-        photo_folder, "test", cfg.val_dataloader.dataset.pipeline, 8
-    )
-    cfg.test_dataloader = cfg.val_dataloader
-    cfg.train_cfg.val_interval = 1
-
-    # Pretrained by the algorithm of the paper: the weights of MixMaskMoCo, as they are.
-    backbone = {**cfg.model.backbone, "frozen_stages": -1, "init_cfg": None}
-    pretrained = MODELS.build(backbone).state_dict()
-    checkpoint = tmp_path / "pretrained.pth"
-    torch.save({"state_dict": {f"backbone.{k}": v for k, v in pretrained.items()}}, checkpoint)
-    assert cfg.model.backbone.init_cfg.prefix == "backbone."
-    cfg.model.backbone.init_cfg.checkpoint = str(checkpoint)
-    runner = run(cfg, tmp_path)
-    assert runner.message_hub.get_scalar("train/loss").current() > 0
-    assert {"accuracy/top1", "accuracy/top5"} < {
-        key.removeprefix("val/") for key in runner.message_hub.log_scalars
-    }
-    kept = runner.model.backbone.state_dict()
-    same = [torch.equal(kept[key], value) for key, value in pretrained.items()]
-    assert all(same) if "linear" in name else not any(same[:1])
-    if "semisup" in name:
-        rates = {group["lr"] for group in runner.optim_wrapper.optimizer.param_groups}
-        assert rates == ({0.02, 5.0} if "1pct" in name else {0.01, 0.2})
 
 
 @pytest.mark.parametrize("name", names("benchmarks/*rcnn*.py"))

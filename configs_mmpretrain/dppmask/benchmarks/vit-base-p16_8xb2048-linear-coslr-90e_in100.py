@@ -25,3 +25,5 @@ test_dataloader = val_dataloader
 
 data_preprocessor = dict(num_classes=100)
 model = dict(head=dict(num_classes=100))
+
+auto_scale_lr = dict(base_batch_size=16384)

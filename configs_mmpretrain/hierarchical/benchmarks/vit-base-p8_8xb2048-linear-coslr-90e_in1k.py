@@ -4,3 +4,5 @@ custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=F
 
 # The linear probe of MAE for ViT patches of 8 pixels. For patches of 16 take the base itself.
 model = dict(backbone=dict(patch_size=8))
+
+auto_scale_lr = dict(base_batch_size=16384)

@@ -66,3 +66,5 @@ test_dataloader = dict(
 )
 test_evaluator = dict(type='ReconstructionMetric')
 test_cfg = dict(type='ReconstructionTestLoop', masked=False)
+
+auto_scale_lr = dict(base_batch_size=256)

@@ -56,3 +56,5 @@ param_scheduler = [
         convert_to_iter_based=True)
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+
+auto_scale_lr = dict(base_batch_size=256)

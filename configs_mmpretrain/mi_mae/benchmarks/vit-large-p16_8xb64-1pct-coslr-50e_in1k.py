@@ -10,3 +10,5 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 default_hooks = dict(checkpoint=dict(interval=10))
+
+auto_scale_lr = dict(base_batch_size=512)

@@ -1,5 +1,5 @@
 # (c) Four complementary masks and both information terms.
-_base_ = '../_base_/mae_vit-mini-p4_cifar10.py'
+_base_ = './mae_vit-mini-p4_1xb64-coslr-20e_cifar10.py'
 
 model = dict(
     type='MIMAE',

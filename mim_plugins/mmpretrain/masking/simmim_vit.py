@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.model.weight_init import trunc_normal_
-from mmpretrain.models import VisionTransformer
+from mmpretrain.models import BEiTPretrainViT, VisionTransformer
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
@@ -81,3 +81,24 @@ class SimMIMViT(VisionTransformer):
             x = self.norm1(x)
         patches = x[:, self.num_extra_tokens :]
         return patches.transpose(1, 2).reshape(len(x), -1, rows, cols), x
+
+
+@MODELS.register_module()
+class SimMIMBEiTViT(BEiTPretrainViT):
+    """The ViT of SimMIM's own configs, for SimMIM.
+
+    That is upstream's ``BEiTPretrainViT``: a shared relative position bias and layer scale, no
+    position embedding. Only what it returns differs; its ``state_dict`` is the stock one, and
+    checkpoints load in ``BEiTViT(use_rel_pos_bias=False, use_shared_rel_pos_bias=True)``.
+
+    Args:
+        *args, **kwargs: Those of ``BEiTPretrainViT``.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As of :meth:`SimMIMViT.forward`."""
+        tokens = super().forward(x, mask)
+        if mask is None:
+            return tokens
+        patches = tokens[-1][:, self.num_extra_tokens :]
+        return patches.transpose(1, 2).reshape(len(x), -1, *mask.shape[1:]), tokens[-1]

@@ -1,4 +1,0 @@
-_base_ = './vit-tiny-p4_8xb2048-linear-coslr-90e_cifar10-32px.py'
-
-model = dict(
-    backbone=dict(arch='b'), neck=dict(input_features=768), head=dict(in_channels=768))

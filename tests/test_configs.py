@@ -1,0 +1,448 @@
+"""Every config of configs_mmpretrain, run: two steps and an evaluation, at reduced size.
+
+A new file is covered by being there. The data are made, in the folders and formats that the
+configs name, and go through their own pipelines; networks, images and batches are small.
+"""
+
+import argparse
+import json
+import pickle
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+pytest.importorskip("piq", reason="piq is not installed")
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.config import utils as config_utils
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmpretrain.datasets import CIFAR10, CIFAR100
+from mmpretrain.datasets.utils import calculate_md5
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+import mim_plugins.mmpretrain  # noqa: F401
+from mim_plugins.apps.variant_labels import main as write_labels
+
+CONFIGS = Path(__file__).parents[1] / "configs_mmpretrain"
+NAMES = sorted(
+    str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts
+)
+BATCH, SIZE = 4, 64
+DENSE = ("mask-rcnn", "faster-rcnn", "upernet")  # MMDetection's and MMSegmentation's
+
+
+def write_image(path: Path, number: int, size: tuple[int, int] = (80, 72)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(number).integers(0, 256, (9, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize(size).save(path)
+
+
+def write_cifar(root: Path, kind: type[CIFAR10], labels: str) -> None:
+    """CIFAR's pickles; upstream checks their sums, which ours cannot have."""
+    folder = root / kind.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, _ in (kind.train_list[0], *kind.test_list):
+        data = random.integers(0, 256, (2 * BATCH, 3072), dtype=np.uint8)
+        batch = {"data": data, labels: [n % 3 for n in range(2 * BATCH)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    names = {kind.meta["key"]: [str(n) for n in range(100)]}
+    (folder / kind.meta["filename"]).write_bytes(pickle.dumps(names))
+
+
+def write_voc(root: Path) -> None:
+    """VOC 2007: images, annotations with several kinds of objects, lists of images."""
+    for split, images in (("trainval", 2 * BATCH), ("test", BATCH)):
+        names = [f"{split}{n}" for n in range(images)]
+        (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names))
+        (root / "Annotations").mkdir(exist_ok=True)
+        for n, name in enumerate(names):
+            write_image(root / f"JPEGImages/{name}.jpg", n)
+            kinds = {"cat": 0, "dog" if n % 2 else "person": 0, "car": int(n > 0)}
+            objects = "".join(
+                f"<object><name>{kind}</name><difficult>{difficult}</difficult></object>"
+                for kind, difficult in kinds.items()
+            )
+            (root / f"Annotations/{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+
+
+def write_objectnet(root: Path) -> None:
+    for kind in ("banana", "bicycle", "paper"):
+        write_image(root / "images" / kind / "a.png", 1)
+    (root / "mappings").mkdir()
+    labels = {"banana": "Banana", "bicycle": "Bicycle", "paper": "Paper"}
+    (root / "mappings/folder_to_objectnet_label.json").write_text(json.dumps(labels))
+    two = (
+        "mountain bike, all-terrain bike, off-roader; bicycle-built-for-two, tandem bicycle, tandem"
+    )
+    (root / "mappings/objectnet_to_imagenet_1k.json").write_text(
+        json.dumps({"Banana": "banana", "Bicycle": two})
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with ``data/``, as README.md of each paper lays it out, to run in."""
+    root = tmp_path_factory.mktemp("run")
+    folder = root / "data"
+    wordnet = [f"n{number:08d}" for number in range(1000)]
+    for split in ("train", "val"):
+        for name in wordnet:
+            (folder / "imagenet" / split / name).mkdir(parents=True)
+    shots = {"train": 2 * BATCH, "val": BATCH}
+    for split, images in shots.items():
+        for n in range(images):
+            for where, names in (
+                ("imagenet", wordnet),
+                ("imagenet100", wordnet),
+                ("tiny-imagenet-200", wordnet),
+            ):
+                side = (64, 64) if where.startswith("tiny") else (80, 72)
+                write_image(folder / where / split / names[n % 3] / f"{n}.JPEG", n, side)
+    for where in ("cifar10", "cifar", "photos"):
+        side = (32, 32) if "cifar" in where else (80, 72)
+        for split, images in (("train", 2 * BATCH), ("test", BATCH)):
+            for n in range(images):
+                write_image(folder / where / split / str(n % 3) / f"{n}.png", n, side)
+    listed = sorted((folder / "imagenet/train").glob("*/*.JPEG"))
+    lines = "".join(f"{image.parent.name}/{image.name} {n % 3}\n" for n, image in enumerate(listed))
+    (folder / "imagenet/meta").mkdir()
+    for share in (1, 10):
+        (folder / f"imagenet/meta/train_{share}percent.txt").write_text(lines)
+    for number in (7, 3, 512):
+        for name in ("imagenet-r", "imagenet-a", "imagenet-sketch"):
+            write_image(folder / name / wordnet[number] / "a.jpg", number)
+        write_image(folder / "imagenet-v2" / str(number) / "a.jpg", number)
+    for name in ("imagenet-r", "imagenet-a", "imagenet-sketch", "imagenet-v2"):
+        write_labels([str(folder / "imagenet/train"), str(folder / name)])
+    for number in range(9):
+        (folder / f"in9l/train/{number:02d}_kind").mkdir(parents=True)
+        if number < 2 * BATCH:
+            write_image(folder / f"in9l/train/{number:02d}_kind/a.JPEG", number)
+        write_image(folder / f"in9l/val/{number:02d}_kind/a.JPEG", number)
+        for variant in ("original", "mixed_same", "mixed_rand"):
+            write_image(folder / f"bg_challenge/{variant}/val/{number:02d}_kind/a.JPEG", number)
+    write_voc(folder / "VOC2007")
+    write_objectnet(folder / "objectnet")
+    write_labels([str(folder / "imagenet/train"), str(folder / "objectnet")])
+    for category in ("cat", "dog"):
+        write_image(folder / "cue-conflict" / category / f"{category}1-dog2.png", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, labels in ((CIFAR10, "labels"), (CIFAR100, "fine_labels")):
+            where = folder / ("cifar10" if kind is CIFAR10 else "cifar100")
+            write_cifar(where, kind, labels)
+            for part in ("train_list", "test_list"):
+                sums = [
+                    [name, calculate_md5(str(where / kind.base_folder / name))]
+                    for name, _ in getattr(kind, part)[:1]
+                ]
+                patch.setattr(kind, part, sums)
+            meta = where / kind.base_folder / kind.meta["filename"]
+            patch.setattr(kind, "meta", {**kind.meta, "md5": calculate_md5(str(meta))})
+        # Nine tenths of the time: asking compilers and drivers for their versions, printing
+        # configs in yapf's style, reading upstream's model zoo again.
+        patch.setattr(Runner, "_log_env", lambda *arguments: None)
+        patch.setattr(Config, "pretty_text", property(lambda config: ""))
+        patch.setattr(config_utils, "load", cache(config_utils.load))
+        patch.chdir(root)
+        yield root
+
+
+SIZES = {224: SIZE, 192: SIZE, 256: SIZE + 8}
+VIT = {"embed_dims": 16, "num_layers": 2, "num_heads": 2, "feedforward_channels": 32}
+
+
+def shrink_pipeline(node: object) -> None:
+    """Images of 64 pixels instead of 192 or 224."""
+    if isinstance(node, list):
+        for each in node:
+            shrink_pipeline(each)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("scale", "crop_size", "input_size") and value in SIZES:
+                node[key] = SIZES[value]
+            shrink_pipeline(value)
+
+
+def shrink_loaders(node: object) -> None:
+    """Small batches, no worker processes, wherever a data loader is, in hooks too."""
+    if isinstance(node, list):
+        for each in node:
+            shrink_loaders(each)
+    elif isinstance(node, dict):
+        if "dataset" in node and "batch_size" in node:
+            node.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
+            node["dataset"]["serialize_data"] = False  # which collects garbage
+            shrink_pipeline(node["dataset"])
+        else:
+            for each in node.values():
+                shrink_loaders(each)
+
+
+def shrink_model(model: dict) -> None:
+    """The same parts, narrower and shallower."""
+    backbone = model["backbone"]
+    kind = backbone["type"].rsplit(".", 1)[-1]
+    if "ResNet" in kind:
+        backbone.update(stem_channels=8, base_channels=8)
+
+        def width(before: int) -> int:
+            return before // 8
+
+    else:
+        if backbone.get("img_size", 224) in SIZES:
+            backbone["img_size"] = SIZE
+        if "Swin" in kind:
+            backbone["arch"] = {"embed_dims": 16, "depths": [1] * 4, "num_heads": [1] * 4}
+            backbone["stage_cfgs"] = {"block_cfgs": {"window_size": 2}}
+        else:
+            backbone["arch"] = VIT
+            if backbone.get("frozen_stages", -1) > 0:
+                backbone["frozen_stages"] = 2
+
+        def width(before: int) -> int:
+            return 128 if "Swin" in kind else 16
+
+    init = backbone.get("init_cfg")
+    if isinstance(init, dict) and "checkpoint" in init:
+        assert init["type"] == "Pretrained"
+        assert init["prefix"] == "backbone."
+        backbone["init_cfg"] = None
+    if "queue_len" in model:
+        model["queue_len"] = 64
+    for part in (model.get("neck"), model.get("head")):
+        if not part:
+            continue
+        if part["type"] == "MAEPretrainDecoder":
+            part.update(
+                num_patches=(backbone["img_size"] // part["patch_size"]) ** 2,
+                embed_dim=16, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2,
+            )  # fmt: skip
+        for key in ("input_features", "in_channels"):
+            if key in part:
+                part[key] = width(part[key])
+        if "hid_channels" in part:
+            part["hid_channels"] = 16
+
+
+def shrink(cfg: Config, work_dir: Path, name: str) -> None:
+    shrink_model(cfg.model)
+    shrink_loaders(cfg._cfg_dict)
+    cfg.train_cfg.max_epochs = 1
+    if cfg.get("val_dataloader"):
+        cfg.train_cfg.val_interval = 1
+    for hook in cfg.get("custom_hooks", []):
+        if "interval" in hook:
+            hook.interval = 1
+    cfg.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": -1, "save_last": False}
+    cfg.default_hooks.logger = {"type": "LoggerHook", "interval": 1}
+    cfg.work_dir, cfg.experiment_name = str(work_dir), name
+
+
+def evaluate(runner: Runner, cfg: Config) -> None:
+    """By the config's own test or validation; what it has learnt to encode where it has none."""
+    if cfg.get("test_dataloader"):
+        metrics = runner.test()
+        assert metrics
+        assert np.isfinite(list(metrics.values())).all(), metrics
+        return
+    model = runner.model.eval()
+    batch = next(iter(runner.train_dataloader))
+    images = model.data_preprocessor(batch)["inputs"]
+    images = images[0] if isinstance(images, list) else images
+    with torch.no_grad():
+        features = model.extract_feat([images] if hasattr(model, "mixers") else images)
+    tensors = [each for each in _flat(features) if torch.is_floating_point(each)]
+    assert tensors
+    assert all(each.isfinite().all() for each in tensors)
+    assert any(each.std() > 0 for each in tensors)
+
+
+def _flat(node: object) -> Iterator[torch.Tensor]:
+    if torch.is_tensor(node):
+        yield node
+    elif isinstance(node, (list, tuple)):
+        for each in node:
+            yield from _flat(each)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs(name: str, data: Path, tmp_path: Path) -> None:
+    if Path(name).name.startswith(DENSE):
+        pytest.skip("MMDetection's and MMSegmentation's: scripts/dense.sh")
+    cfg = Config.fromfile(CONFIGS / name)
+    shrink(cfg, tmp_path, name)
+    runner = Runner.from_cfg(cfg)
+    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    runner.train()
+    assert runner.iter == 2
+    assert np.isfinite(runner.message_hub.get_scalar("train/loss").current())
+    after = runner.model.state_dict()
+    assert any(not torch.equal(after[key], value) for key, value in before.items())
+    evaluate(runner, cfg)
+
+
+CLASSES = {"in1k": 1000, "in100": 100, "in9l": 9, "cifar10": 10, "cifar100": 100, "voc07": 20}
+CLASSES["tiny-imagenet"] = 200
+NAMED = [n for n in NAMES if "xb" in n and not Path(n).name.startswith(DENSE) and "demo" not in n]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_says_what_its_name_says(name: str) -> None:
+    """Epochs, GPUs and images per GPU; the batch that the learning rate is for; the data."""
+    cfg = Config.fromfile(CONFIGS / name)
+    stem = Path(name).stem
+    epochs = int(re.search(r"-(\d+)e_", stem)[1])
+    gpus, batch = (int(n) for n in re.search(r"(\d+)xb(\d+)", stem).groups())
+    assert cfg.train_cfg.max_epochs == epochs
+    last = cfg.param_scheduler[-1]
+    assert last.get("end", epochs) == epochs
+    if "milestones" in last:
+        assert max(last.milestones) < epochs
+    assert cfg.train_dataloader.batch_size == batch
+    total = gpus * batch * cfg.optim_wrapper.get("accumulative_counts", 1)
+    if "auto_scale_lr" in cfg:
+        assert cfg.auto_scale_lr.base_batch_size == total
+    data = re.split(r"[-_](?=32px|192px)", stem)[0].rsplit("_", 1)[1]
+    if "head" in cfg.model and "num_classes" in cfg.model.head and "mini" not in stem:
+        assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == CLASSES[data]
+    where = cfg.train_dataloader.dataset.data_root
+    folders = {"in1k": "data/imagenet", "in100": "data/imagenet100"}
+    assert where.rstrip("/") == folders.get(data, where.rstrip("/"))
+
+
+def _built(name: str) -> tuple[Config, torch.optim.Optimizer, dict[int, str]]:
+    """A config's optimiser, over a small model of the same parts, and the parameters' names."""
+    cfg = Config.fromfile(CONFIGS / name)
+    shrink_model(cfg.model)
+    init_default_scope("mmpretrain")
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    return cfg, wrapper, {id(value): key for key, value in model.named_parameters()}
+
+
+# Base learning rate and the images that it is for; weight decay.
+RATES = {
+    "umae/umae_*.py": (1.5e-4, 256, 0.05),
+    "umae/usimmim_vit*.py": (1e-4, 512, 0.05),
+    "umae/usimmim_swin*.py": (2e-4, 512, 0.05),
+    "umae/benchmarks/*-linear-*.py": (0.1, 256, 0.0),
+    "mi_mae/mi-mae_*.py": (1.5e-4, 256, 0.05),
+    "mi_mae/mi-simmim_*.py": (2e-4, 512, 0.05),
+    "dppmask/mae-dpp_*amp*.py": (1.5e-4, 256, 0.05),
+    "dppmask/benchmarks/*multilabel*.py": (5e-4, 256, 0.05),
+    "hierarchical/mae*.py": (1.5e-4, 256, 0.05),
+}
+RATED = [(str(p.relative_to(CONFIGS)), r) for g, r in RATES.items() for p in CONFIGS.glob(g)]
+
+
+@pytest.mark.parametrize(("name", "rates"), RATED, ids=[name for name, _ in RATED])
+def test_learning_rate_is_for_the_batch_and_only_matrices_decay(
+    name: str, rates: tuple[float, int, float]
+) -> None:
+    """Of the optimiser that is built: one-dimensional parameters, tokens and positions do not."""
+    cfg, wrapper, names = _built(name)
+    rate, images, decay = rates
+    expected = rate * cfg.auto_scale_lr.base_batch_size / images
+    groups = wrapper.optimizer.param_groups
+    assert max(group["lr"] for group in groups) == pytest.approx(expected)
+    decaying = {
+        names[id(value)]: value
+        for group in groups
+        for value in group["params"]
+        if group["weight_decay"]
+    }
+    assert bool(decaying) == bool(decay)
+    assert {g["weight_decay"] for g in groups} <= {0.0, decay}
+    for key, value in decaying.items():
+        assert value.ndim > 1, key
+        if "swin" not in name:  # stock's mask token decays there, as SimMIM's
+            assert not re.search(r"token|pos_embed|position_bias_table", key), key
+
+
+def test_pretraining_batches_are_the_papers() -> None:
+    """Images per optimiser step and epochs of warm-up, as the papers and their code have them."""
+    for pattern, images, warm_up in (
+        ("umae/umae_*in1k.py", 1024, 40),
+        ("umae/umae_*in100.py", 1024, 40),
+        ("umae/umae_*cifar10*.py", 4096, 40),
+        ("umae/usimmim_vit*.py", 128, 10),
+        ("umae/benchmarks/*linear*.py", 8192, 10),
+        ("mi_mae/mi-mae_*.py", 4096, 40),
+        ("dppmask/mae-dpp_*.py", 4096, 40),
+    ):
+        paths = list(CONFIGS.glob(pattern))
+        assert paths, pattern
+        for path in paths:
+            cfg = Config.fromfile(path)
+            gpus = int(re.search(r"(\d+)xb", path.name)[1])
+            counts = cfg.optim_wrapper.get("accumulative_counts", 1)
+            assert gpus * cfg.train_dataloader.batch_size * counts == images, path.name
+            assert cfg.param_scheduler[0].type == "LinearLR"
+            assert cfg.param_scheduler[0].end == warm_up, path.name
+
+
+def test_lambda_of_umae_is_the_published_one() -> None:
+    """And acts as in the authors' code: divided by the number of GPUs that the name says."""
+    for pattern, weight, gpus, acts in (
+        ("umae_*in1k.py", 1e-2, 8, 1.25e-3),
+        ("umae_*in100.py", 1e-4, 4, 2.5e-5),
+        ("umae_*cifar10*.py", 1e-2, 1, 1e-2),
+        ("usimmim_vit*.py", 1e-4, 4, 2.5e-5),
+    ):
+        paths = list((CONFIGS / "umae").glob(pattern))
+        assert paths, pattern
+        for path in paths:
+            model = Config.fromfile(path).model
+            assert model.uniformity_weight == weight
+            assert model.official_gather
+            assert f"_{gpus}xb" in path.name
+            assert weight / gpus == pytest.approx(acts)
+
+
+OPTIONS = [
+    (path.parent.name, name, options)
+    for path in sorted(CONFIGS.glob("*/README.md"))
+    for name, options in re.findall(r"\| `([^`|]+\.py)` \| `([^`]+=[^`]+)` \|", path.read_text())
+]
+# What a config may not have yet.
+NEW = {"base", "unmix", "shared", "cross_weight", "input_weight", "output_weight"}
+
+
+@pytest.mark.parametrize(("folder", "name", "options"), OPTIONS)
+def test_settings_of_the_tables_are_built(folder: str, name: str, options: str) -> None:
+    """README.md's ``--cfg-options``, taken as ``tools/train.py`` takes them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction)
+    changes = parser.parse_args(["--cfg-options", *shlex.split(options)]).cfg_options
+    cfg = Config.fromfile(CONFIGS / folder / name)
+    for key in changes:
+        node = cfg._cfg_dict
+        for part in key.split("."):
+            if part in NEW:
+                break
+            node = node[int(part)] if part.isdigit() else node
+            if not part.isdigit():
+                assert part in node, key
+                node = node[part]
+    before = cfg.copy()
+    cfg.merge_from_dict(changes)
+    assert cfg._cfg_dict != before._cfg_dict
+    schedule = cfg.param_scheduler[-1]
+    if "train_cfg.max_epochs" in changes:
+        assert schedule.end == cfg.train_cfg.max_epochs
+        assert schedule.end == schedule.get("T_max", schedule.end) + schedule.get("begin", 0)
+    shrink_model(cfg.model)
+    init_default_scope("mmpretrain")
+    MODELS.build(cfg.model)
