@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ... import regularizers as core
 from ..._check import check_list, check_weight
-from ...masking import PatchMask
 from ...regularizers import (
     MutualInformationLoss,
     Step,
@@ -146,7 +145,7 @@ class RegularizedMAE(_Regularized, MAE):
         losses.update(self._terms(latent, **step, num_masks=len(latent) // len(inputs)))
         return losses
 
-    def _given_mask(self, data_samples: list[DataSample] | None) -> tuple[PatchMask, ...]:
+    def _given_mask(self, data_samples: list[DataSample] | None) -> tuple[Tensor, ...]:
         """The masks that came with the data, if any did."""
         masks = [s.mask for s in data_samples or () if s is not None and "mask" in s]
         if not masks:
@@ -158,7 +157,7 @@ class RegularizedMAE(_Regularized, MAE):
                 f"{type(self.backbone).__name__} draws its own masks, but data_samples have masks: "
                 "use MaskedMAEViT or MaskedMAEHiViT"
             )
-        return (PatchMask.from_mask(torch.stack(masks).flatten(1).bool()),)
+        return (torch.stack(masks),)
 
     def _reconstruction_loss(self, prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
         num_masks = len(mask) // len(images)

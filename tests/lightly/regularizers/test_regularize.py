@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,15 @@ pytest.importorskip("lightly", reason="lightly is not installed")
 import pytorch_lightning as pl
 import torch
 from lightly.models import utils
+from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.utils.scheduler import CosineWarmupScheduler
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from mim_plugins.lightly import UniformityLoss, wrap
 from mim_plugins.masking import ComplementaryMasking, DPPMasking, GridMasking
-from mim_plugins.regularizers import Step, Term
+from mim_plugins.regularizers import Step, Term, uniformity
 
 from ..modules import MAE, Unmasked
 from ..test_wrap import fit, loader, make
@@ -97,6 +100,63 @@ def test_the_encoder_of_all_tokens_gets_the_mean_of_the_visible_ones() -> None:
     cosine = torch.nn.functional.cosine_similarity(feature[:, None], feature[None], dim=2)
     expected = utils.get_at_index(latent, model.idx_mask).square().mean() + cosine.square().mean()
     assert torch.allclose(output["loss"], expected, atol=1e-5)
+
+
+class Prefixed(pl.LightningModule):
+    """SimMIM or MAE on a ViT without [CLS], with registers, or with both."""
+
+    def __init__(self, keep: bool, **vit: Any) -> None:
+        super().__init__()
+        size = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+        self.backbone = MaskedVisionTransformerTIMM(vit=VisionTransformer(**size, **vit))
+        self.keep = keep
+
+    def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
+        length = self.backbone.sequence_length
+        self.idx_keep, self.idx_mask = utils.random_token_mask(size=(4, length), mask_ratio=0.75)
+        given = {"idx_keep": self.idx_keep} if self.keep else {"idx_mask": self.idx_mask}
+        return self.backbone.encode(images=batch[0][0], **given).square().mean()
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["simmim", "mae"])
+@pytest.mark.parametrize(
+    "vit",
+    [
+        {"class_token": False, "global_pool": "avg"},
+        {"reg_tokens": 4},
+        {"class_token": False, "global_pool": "avg", "reg_tokens": 4},
+    ],
+    ids=["none", "cls and registers", "registers"],
+)
+def test_any_number_of_prefix_tokens(vit: dict, keep: bool) -> None:
+    """lightly's mask function keeps token 0 only: registers are removed like patches."""
+    torch.manual_seed(0)
+    model = wrap(Prefixed(keep, **vit), regularizers=[UniformityLoss(1.0, token="mean")])
+    logged = quiet(model)
+    images = next(iter(loader()))[0][0]
+    model.training_step(([images],), 0)
+    length = model.backbone.sequence_length
+    given = {"idx_keep": model.idx_keep} if keep else {"idx_mask": model.idx_mask}
+    latent = model.backbone.encode(images, **given)
+    features = []
+    for row, ids in zip(latent, model.idx_keep.tolist(), strict=True):
+        order = ids if keep else range(length)  # of the tokens that the encoder returns
+        visible = [t for t, i in zip(row, order, strict=True) if i in ids and i >= length - 64]
+        features.append(torch.stack(visible).mean(dim=0))
+    expected = uniformity(torch.stack(features))
+    assert torch.allclose(logged["loss_uniformity"], expected, atol=1e-6)
+    again = Prefixed(keep, **vit)
+    if not vit.get("class_token", True):
+        with pytest.raises(ValueError, match="uniformity has token='cls', but the encoder has no"):
+            wrap(again, regularizers=[UniformityLoss()])
+        return
+    model = wrap(again, regularizers=[UniformityLoss(1.0, double_norm=True)])
+    logged = quiet(model)
+    model.training_step(([images],), 0)
+    given = {"idx_keep": model.idx_keep} if keep else {"idx_mask": model.idx_mask}
+    first = model.backbone.encode(images, **given)[:, 0]
+    expected = uniformity(model.backbone.vit.norm(first))
+    assert torch.allclose(logged["loss_uniformity"], expected, atol=1e-6)
 
 
 def test_weights_of_a_regularizer_are_trained_saved_and_resumed(tmp_path: Path) -> None:

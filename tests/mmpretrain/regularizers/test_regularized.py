@@ -13,8 +13,22 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 
 from mim_plugins.mmpretrain import UMAE, SimMIMViT
+from mim_plugins.regularizers import uniformity
 
 from ..models import ARCH, build, train
+
+
+def build_hivit(algorithm: dict, backbone: str = "MAEHiViT") -> torch.nn.Module:
+    """A tiny MAE of 16 patches, of 16 px."""
+    arch = {"embed_dims": 32, "depths": [1, 1, 1], "num_heads": 2}
+    neck = {"type": "MAEPretrainDecoder", "num_patches": 16, "patch_size": 16, "embed_dim": 32}
+    neck |= {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+    loss = {"type": "PixelReconstructionLoss", "criterion": "L2"}
+    head = {"type": "MAEPretrainHead", "patch_size": 16, "loss": loss}
+    encoder = {"type": backbone, "arch": arch, "img_size": 64, "patch_size": 16}
+    init_default_scope("mmpretrain")
+    torch.manual_seed(0)
+    return MODELS.build({"backbone": encoder, "neck": neck, "head": head, **algorithm})
 
 
 def terms(weight: float, **arguments: object) -> dict:
@@ -113,13 +127,74 @@ def test_without_masks_the_loss_is_over_all_patches() -> None:
     assert 0 < losses["loss_uniformity"].item() <= 0.3
 
 
+def test_hivit_has_no_class_token() -> None:
+    """All its tokens are visible patches."""
+    model = build_hivit({"type": "UMAE", "uniformity_weight": 0.5, "token": "mean"})
+    images = torch.rand(4, 3, 64, 64)
+    torch.manual_seed(2)
+    losses = model.loss(images, None)
+    torch.manual_seed(2)
+    latent = model.backbone(images)[0]
+    assert latent.shape == (4, 4, 32)
+    expected = 0.5 * uniformity(latent.mean(dim=1))
+    torch.testing.assert_close(losses["loss_uniformity"], expected)
+    with pytest.raises(ValueError, match="uniformity has token='cls', but the encoder has no"):
+        build_hivit({"type": "UMAE"})
+
+
+def test_double_norm_is_the_backbones() -> None:
+    model = build("MAEViT", {"type": "UMAE", "uniformity_weight": 1.0, "double_norm": True})
+    torch.nn.init.uniform_(model.backbone.ln1.weight, 0.5, 2.0)
+    images = torch.rand(4, 3, 64, 64)
+    torch.manual_seed(2)
+    loss = model.loss(images, None)["loss_uniformity"]
+    torch.manual_seed(2)
+    first = model.backbone(images)[0][:, 0]
+    torch.testing.assert_close(loss, uniformity(model.backbone.ln1(first)))
+    assert (loss - uniformity(first)).abs() > 1e-3
+    assert "double_norm=True" in repr(model)
+
+
+@pytest.mark.parametrize("hivit", [False, True], ids=["vit", "hivit"])
+def test_masks_that_come_with_the_data_are_used(hivit: bool) -> None:
+    if hivit:
+        model, num = build_hivit({"type": "RegularizedMAE"}, "MaskedMAEHiViT"), 16
+    else:
+        model, num = build("MaskedMAEViT", {"type": "RegularizedMAE"}), 64
+    given = torch.ones(2, num)
+    given[0, : num // 4] = given[1, -num // 4 :] = 0
+    samples = [DataSample(mask=mask.view(int(num**0.5), -1)) for mask in given]
+    seen = []
+    model.head.loss = lambda prediction, images, mask: seen.append(mask) or prediction.mean()
+    model.loss(torch.rand(2, 3, 64, 64), samples)
+    assert torch.equal(seen[0], given)
+    model.loss(torch.rand(2, 3, 64, 64), [DataSample(), DataSample()])
+    assert not torch.equal(seen[1], given)
+    with pytest.raises(ValueError, match="data_samples must have a mask each, or none"):
+        model.loss(torch.rand(2, 3, 64, 64), [samples[0], DataSample()])
+    stock = build("MAEViT", {"type": "RegularizedMAE"})
+    with pytest.raises(TypeError, match="MAEViT draws its own masks.*use MaskedMAEViT"):
+        stock.loss(torch.rand(2, 3, 64, 64), samples)
+
+
+def test_log_entries_are_fetched_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("MAEViT", terms(0.3))
+    losses = model.loss(torch.rand(4, 3, 64, 64), None)
+    total, logged = model.parse_losses(losses)
+    assert torch.equal(total, losses["loss"] + losses["loss_uniformity"])
+    expected, fetched, cpu = {k: v.item() for k, v in losses.items()}, [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: fetched.append(self.shape) or cpu(self))
+    assert dict(logged.items()) == expected
+    assert fetched == [(2,)]
+
+
 SWIN = {"embed_dims": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
 
 
-def build_simmim(algorithm: dict, vit: bool) -> torch.nn.Module:
+def build_simmim(algorithm: dict, vit: bool, **arguments: object) -> torch.nn.Module:
     """A tiny SimMIM; its mask has 4 px patches with Swin, 8 px ones with ViT."""
     backbone = (
-        {"type": "SimMIMViT", "arch": ARCH, "img_size": 64, "patch_size": 8}
+        {"type": "SimMIMViT", "arch": ARCH, "img_size": 64, "patch_size": 8, **arguments}
         if vit
         else {
             "type": "SimMIMSwinTransformer",
@@ -226,6 +301,19 @@ def test_simmim_vit_is_the_stock_vit_with_mask_tokens() -> None:
     other[:, :, 16:40] = torch.rand(2, 3, 24, 64)
     assert torch.equal(model(images, mask)[0], model(other, mask)[0])
     assert not torch.equal(model(images, mask)[1], whole)
+
+
+def test_simmim_vit_without_class_token() -> None:
+    algorithm = {"type": "USimMIM", "uniformity_weight": 0.5, "token": "mean"}
+    model = build_simmim(algorithm, vit=True, with_cls_token=False)
+    images, samples = simmim_batch(vit=True)
+    loss = model.loss(images, samples)["loss_uniformity"]
+    mask = torch.stack([sample.mask for sample in samples])
+    maps = model.backbone(images, mask)[0]
+    rows = [f[:, m == 0].mean(dim=1) for f, m in zip(maps, mask, strict=True)]
+    torch.testing.assert_close(loss, 0.5 * uniformity(torch.stack(rows)))
+    with pytest.raises(ValueError, match="uniformity has token='cls', but the encoder has no"):
+        build_simmim({"type": "USimMIM"}, vit=True, with_cls_token=False)
 
 
 def test_simmim_rejects_a_class_token_that_is_not_there() -> None:
