@@ -69,6 +69,8 @@ class HierarchicalMasking(Masking):
             )
         self.hierarchy = hierarchy
         self.level = level
+        for height in range(1, level + 1):
+            hierarchy.ancestors_at(height)  # computed now, not while torch.compile traces
 
     def layout(self, height: int, width: int, **model: Any) -> Layout:
         """As :meth:`Masking.layout`; ValueError also if image and hierarchy do not fit."""
@@ -102,8 +104,8 @@ class HierarchicalMasking(Masking):
 
     def _key(self, height: int, noise: Tensor, generator: torch.Generator | None) -> Tensor:
         """``(B, U)``: the largest random number of a unit's ancestors of this height."""
-        above = self.hierarchy.ancestors_at(height).to(noise.device)  # (U, P)
-        latents = int((self.hierarchy.heights == height).sum())
+        above = self.hierarchy.ancestors_at(height, noise.device)  # (U, P)
+        latents = self.hierarchy.number_at(height)
         of_latent = torch.rand(len(noise), latents, device=noise.device, generator=generator)
         none = of_latent.new_full((len(noise), 1), -1.0)
         largest = torch.cat([of_latent, none], dim=1)[:, above].amax(dim=2)

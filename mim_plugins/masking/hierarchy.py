@@ -103,7 +103,7 @@ class LatentHierarchy:
             if height > 0:
                 edges = [(i, row[c]) for i, node in enumerate(parents) for c in self.graph[node]]
                 self._levels.append((rows, torch.tensor(edges).T))
-        self._ancestors_at: dict[int, Tensor] = {}
+        self._ancestors_at: dict[tuple[int, torch.device], Tensor] = {}
 
     def __repr__(self) -> str:
         return (
@@ -250,23 +250,34 @@ class LatentHierarchy:
             found[rows] = _has_marked_child(found, rows, edges)
         return found[: len(self.latents)].T.reshape(*batch, len(self.latents))
 
-    def ancestors_at(self, height: int) -> Tensor:
-        """Which latents of one height lie above each observable, computed once.
+    def number_at(self, height: int) -> int:
+        """Latents of one height, at least 1."""
+        rows = self._levels[height - 1][0]
+        return rows.stop - rows.start
+
+    def ancestors_at(self, height: int, device: torch.device | str = "cpu") -> Tensor:
+        """Which latents of one height lie above each observable, computed and moved once.
 
         Returns:
-            ``(N, P)`` long on the CPU: numbers among the latents of this height, in the
-            order of ``latents``; rows are filled up to P, the largest number of ancestors
-            (at least 1), with the number of these latents.
+            ``(N, P)`` long on ``device``, by default the CPU: numbers among the latents of
+            this height, in the order of ``latents``; rows are filled up to P, the largest
+            number of ancestors (at least 1), with the number of these latents.
         """
-        if height not in self._ancestors_at:
-            every = torch.eye(len(self.observables), dtype=torch.bool)
-            above = self.ancestors(every)[:, self.heights == height]
-            number = above.sum(dim=1)
-            columns = torch.arange(max(1, int(number.max())))
-            table = torch.full((len(above), len(columns)), above.shape[1])
-            table[columns < number[:, None]] = above.nonzero()[:, 1]
-            self._ancestors_at[height] = table
-        return self._ancestors_at[height]
+        key = height, torch.device(device)
+        if key not in self._ancestors_at:
+            if key[1].type == "cpu":
+                every = torch.eye(len(self.observables), dtype=torch.bool)
+                above = self.ancestors(every)[:, self.heights == height]
+                number = above.sum(dim=1)
+                columns = torch.arange(max(1, int(number.max())))
+                table = torch.full((len(above), len(columns)), above.shape[1])
+                table[columns < number[:, None]] = above.nonzero()[:, 1]
+            else:
+                table = self.ancestors_at(height).to(device)
+            if torch.compiler.is_compiling():  # the memory may be a CUDA graph's
+                return table
+            self._ancestors_at[key] = table
+        return self._ancestors_at[key]
 
     def lowest(self, marked: Tensor) -> Tensor:
         """Of the marked latents ``(..., L)`` those that have no marked child, same shape."""

@@ -99,3 +99,17 @@ def test_rejects_arguments() -> None:
         masking(IMAGES[:, :, :16, :16])
     with pytest.raises(ValueError, match=r"one observable per masking unit, 8 x 32"):
         masking.layout(16, 64)[:2]
+
+
+def test_compiles_as_a_whole() -> None:
+    masking = HierarchicalMasking({"grid": (8, 8)}, level=2, patch_size=8)
+    images, noise = torch.rand(2, 3, 64, 64), torch.rand(2, 64)
+
+    def draw() -> torch.Tensor:
+        torch.manual_seed(0)
+        return masking.scores(images, (8, 8), 16, noise, None)
+
+    scores = torch.compile(masking.scores, backend="eager", fullgraph=True)
+    expected = draw()
+    torch.manual_seed(0)
+    assert torch.equal(scores(images, (8, 8), 16, noise, None), expected)

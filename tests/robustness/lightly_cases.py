@@ -96,7 +96,9 @@ class OwnLoop(MAE):
         images = batch[0][0]
         size = (len(images), self.sequence_length)
         if self.tau is None:
-            idx_keep, idx_mask = utils.random_token_mask(size=size, mask_ratio=0.75)
+            idx_keep, idx_mask = utils.random_token_mask(
+                size=size, mask_ratio=0.75, device=images.device
+            )
         else:
             idx_keep, idx_mask = dpp_token_mask(images, size=size, mask_ratio=0.75, tau=self.tau)
         encoded = self.decoder_embed(self.backbone.encode(images=images, idx_keep=idx_keep))
@@ -192,6 +194,7 @@ def siamese_case(
     draws: int = 5,
     mixing: type[Mixer] = MixMask,
     unmix: type[UnMix] | None = UnMix,
+    syncs: int = 0,
 ) -> Case:
     def distinct(model: nn.Module) -> None:
         """Else the first moving average changes nothing."""
@@ -214,6 +217,7 @@ def siamese_case(
         calls={"BlockMasking": 1, **mixers},
         draws=draws,
         logged=tuple(f"loss_{name.lower()}" for name in mixers),
+        syncs=syncs,
         once=once,
         no_neutral="wrap() without mixing is refused: the module as it is is the neutral setting",
     )
@@ -282,7 +286,7 @@ CASES = [
     # The step is repeated for its queries, and shuffles keys that it does not encode again.
     siamese_case(siamese.MoCo, once=("key_", "criterion.memory_bank"), draws=7),
     siamese_case(siamese.BYOL, once=("teacher.",)),
-    siamese_case(siamese.SimCLR),
+    siamese_case(siamese.SimCLR, syncs=16),  # boolean indices, as its loss has
     siamese_case(siamese.SimSiam),
     siamese_case(siamese.SimSiam, mixing=EraseMask, unmix=None, draws=3),
     Case(

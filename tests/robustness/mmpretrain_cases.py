@@ -189,7 +189,7 @@ def resnet() -> tuple[nn.Module, str]:
 ERASED = {"mixmask": {"type": "EraseMask", "grid_size": 4}}
 
 
-def siamese_case(algorithm: str, once: tuple[str, ...] = ()) -> Case:
+def siamese_case(algorithm: str, syncs: int, once: tuple[str, ...] = ()) -> Case:
     return Case(
         f"mixmask {algorithm}",
         "mmpretrain",
@@ -200,6 +200,7 @@ def siamese_case(algorithm: str, once: tuple[str, ...] = ()) -> Case:
         calls={"MixMask": 1, "BlockMasking": 1, "UnMix": 1},
         draws=5,  # MixMask's four and Un-Mix's seed
         logged=("loss_orig", "loss_mixmask", "loss_unmix"),
+        syncs=syncs,
         once=once,
     )
 
@@ -258,6 +259,7 @@ CASES = [
         masked(type="DPPMasking", method="exact"),
         calls={"DPPMasking": 1},
         draws=17,  # the eigenvectors, then each of the 16 patches
+        syncs=1,  # torch checks the eigendecomposition
     ),
     mae_case("mae grid", masked(type="GridMasking"), calls={"GridMasking": 1}, draws=1),
     mae_case("mae block", masked(type="BlockMasking"), calls={"BlockMasking": 1}, draws=2),
@@ -268,13 +270,14 @@ CASES = [
         calls={"HierarchicalMasking": 1},
         draws=2,  # one per level
     ),
-    mae_case("umae", uniform(0.1), uniform(0.0), logged=("loss_uniformity",)),
+    mae_case("umae", uniform(0.1), uniform(0.0), logged=("loss_uniformity",), syncs=1),
     mae_case(
         "mi-mae",
         mi_mae(4),
         mi_mae(1, cross_weight=0.0, input_weight=0.0),
         calls={"ComplementaryMasking": 1},
         logged=TERMS,
+        syncs=len(TERMS),
     ),
     mae_case("mae boundary", boundary(width_px=2), boundary(width_px=0)),
     Case(
@@ -314,6 +317,7 @@ CASES = [
         STOCK_SIMMIM,
         swin,
         logged=("loss_uniformity",),
+        syncs=1,
         in_workers=True,
     ),
     Case(
@@ -325,6 +329,7 @@ CASES = [
         swin,
         calls={"ComplementaryMasking": 1},
         logged=TERMS,
+        syncs=len(TERMS),
     ),
     Case(
         "simmim boundary",
@@ -335,10 +340,10 @@ CASES = [
         swin,
         in_workers=True,
     ),
-    siamese_case("MoCo", once=("queue",)),
-    siamese_case("BYOL"),
-    siamese_case("SimCLR"),
-    siamese_case("SimSiam"),
+    siamese_case("MoCo", syncs=7, once=("queue",)),
+    siamese_case("BYOL", syncs=3),
+    siamese_case("SimCLR", syncs=5),
+    siamese_case("SimSiam", syncs=3),
     Case(
         "erasemask SimSiam",
         "mmpretrain",
@@ -349,6 +354,7 @@ CASES = [
         calls={"EraseMask": 1, "BlockMasking": 1},
         draws=3,  # blocks (2) and the rest
         logged=("loss_orig", "loss_erasemask"),
+        syncs=2,
     ),
     Case(
         "mixmask classifier",
