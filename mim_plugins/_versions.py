@@ -30,7 +30,7 @@ def check_versions(*modules: ModuleType, extra: str = "") -> None:
     for module in modules:
         name = module.__name__.replace("_", "-")
         version, bound = getattr(module, "__version__", ""), bounds.get(name, "")
-        if version and bound and _numbers(version) < _numbers(bound):
+        if version and bound and numbers(version) < numbers(bound):
             package = f"mim_plugins[{extra}]" if extra else "mim_plugins"
             raise ImportError(
                 f"mim_plugins needs {name}>={bound}, found {version}: "
@@ -38,6 +38,6 @@ def check_versions(*modules: ModuleType, extra: str = "") -> None:
             )
 
 
-def _numbers(version: str) -> list[int]:
+def numbers(version: str) -> list[int]:
     numbers = [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
     return numbers + [0] * (3 - len(numbers))  # 2.7 is 2.7.0

@@ -1,6 +1,6 @@
-"""DPPMask on CUDA: fused Triton kernels, one program per image.
+"""Greedy DPP masks on CUDA: a fused Triton kernel, one program per image.
 
-:func:`greedy_map` is greedy selection, of one set of patches per image or of several in turns.
+And what it shares with the kernels of ``_triton_kdpp.py``, exact samples.
 Where a kernel cannot be built or run (Triton asks for a C compiler and Python's headers) there
 is one warning, and the PyTorch path takes over.
 """
@@ -29,7 +29,7 @@ _failed = False  # a kernel could not be built or launched: not tried again
 
 
 def usable_for(L: Tensor) -> bool:
-    """Whether the functions of this module can run on kernels ``(B, N, N)``."""
+    """Whether the kernels can run on ``L``, ``(B, N, ...)``, N the number of items."""
     if not INSTALLED or not L.is_cuda or _failed:
         return False
     if L.shape[1] > LARGEST_N:

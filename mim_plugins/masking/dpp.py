@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_choice, check_share
-from . import _numba, _triton
+from . import _numba, _triton, _triton_kdpp
 from .base import Masking
 from .kernels import FEATURES, check_kernel, patch_kernel, unit_features, unit_sides
 
@@ -243,14 +243,18 @@ def choose_sets(
     Returns:
         ``(M * B, k)`` long; row ``m * B + b`` is set m of kernel b.
     """
-    chosen = None
-    if _triton.usable_for(L):
-        chosen = _triton.greedy_map(L, k, threshold, random_start, noise, num_sets)
-    elif num_sets == 1 and _numba.usable_for(L):
-        chosen = _numba.greedy_map(L, k, threshold, random_start, noise)
-    if chosen is None:
-        chosen = _greedy_map_torch(L, k, threshold, random_start, noise, num_sets)
-    return chosen
+    arguments = (L, k, threshold, random_start, noise)
+    if num_sets == 1 and _numba.usable_for(L):
+        return _numba.greedy_map(*arguments)
+    return _fused(_triton.greedy_map, _greedy_map_torch, *arguments, num_sets)
+
+
+def _fused(
+    kernel: Callable[..., Tensor | None], reference: Callable[..., Tensor], *arguments: Any
+) -> Tensor:
+    """The result of a Triton kernel where it can run, else that of its reference."""
+    result = kernel(*arguments) if _triton.usable_for(arguments[0]) else None
+    return reference(*arguments) if result is None else result
 
 
 def _greedy_map_torch(
@@ -322,27 +326,44 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
     """
     _check_kernels(L, k)
     batch, num = L.shape[:2]
+    if L.is_cuda and num > 32:
+        _triton_kdpp.warn_if_eigh_is_a_loop(torch.__version__)
     eigenvalues, eigenvectors = torch.linalg.eigh(L.double())
     floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
-    shape = (num, batch)
-    uniform = torch.rand(shape, dtype=torch.float64, device=L.device, generator=generator)
-    spanned = _sample_eigenvectors(torch.maximum(eigenvalues, floor).log(), k, uniform)
+    random: Any = {"dtype": torch.float64, "device": L.device}
+    uniform = torch.rand((num, batch), generator=generator, **random)
+    log_eigenvalues = torch.maximum(eigenvalues, floor).log()
+    spanned = _fused(
+        _triton_kdpp.sample_eigenvectors, _sample_eigenvectors, log_eigenvalues, k, uniform
+    )
     basis = eigenvectors.gather(2, spanned[:, None].expand(-1, num, -1))
-    K = basis @ basis.mT
+    # Of exponential clocks with rates p_j the first to ring is j with probability p_j.
+    clocks = torch.empty((k, batch, num), **random).exponential_(generator=generator)
+    return _fused(_triton_kdpp.sample_projection, _sample_projection, basis @ basis.mT, k, clocks)
 
-    rows = torch.arange(batch, device=L.device)
+
+def _sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor:
+    """Samples of projection DPPs, item by item.
+
+    Args:
+        K: ``(B, N, N)`` float64 projections onto k dimensions.
+        clocks: ``(k, B, N)`` exponential random numbers.
+
+    Returns:
+        ``(B, k)`` long, without repetition.
+    """
+    batch, num = K.shape[:2]
+    rows = torch.arange(batch, device=K.device)
     probability = K.diagonal(dim1=1, dim2=2)
     c = K.new_zeros(batch, k, num)
-    chosen = torch.empty(batch, k, dtype=torch.long, device=L.device)
+    chosen = torch.empty(batch, k, dtype=torch.long, device=K.device)
+    taken = torch.zeros(batch, num, dtype=torch.bool, device=K.device)
     for t in range(k):
-        # Of exponential clocks with these rates the first to ring is j with probability p_j.
-        clock = torch.empty_like(probability).exponential_(generator=generator)
-        j = (probability.clamp(min=0.0) / clock).argmax(dim=1)
+        j = (probability.clamp(min=0.0) / clocks[t]).masked_fill(taken, -1.0).argmax(dim=1)
         chosen[:, t] = j
-        c[:, t], probability = _condition(
-            K[rows, j], c[:, :t], j, probability[rows, j].sqrt(), probability
-        )
-        probability[rows, j] = 0.0
+        taken[rows, j] = True
+        d_j = probability[rows, j].sqrt()
+        c[:, t], probability = _condition(K[rows, j], c[:, :t], j, d_j, probability)
     return chosen
 
 

@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mim_plugins.masking import DPPMasking, RandomMasking, _triton, greedy_map, sample_kdpp
+from mim_plugins.masking import (
+    DPPMasking,
+    RandomMasking,
+    _numba,
+    _triton,
+    _triton_kdpp,
+    dpp,
+    greedy_map,
+    sample_kdpp,
+)
 from mim_plugins.masking.dpp import SMALLEST_GAIN, _greedy_map_torch
 
 pytestmark = pytest.mark.skipif(not _triton.INSTALLED, reason="triton is not installed")
@@ -18,8 +27,9 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 INTERPRETED = """
 import torch
-from mim_plugins.masking import _triton
+from mim_plugins.masking import _triton, _triton_kdpp, dpp
 from mim_plugins.masking.dpp import _greedy_map_torch
+torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
 for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3, 4, 3)]:
     x = torch.randn(batch, num, dim, generator=generator).double()
@@ -28,6 +38,17 @@ for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3,
     for threshold, random_start in ((1e-12, False), (0.1, True), (1.0, True)):
         arguments = (L, k, threshold, random_start, noise, sets)
         assert torch.equal(_triton.greedy_map(*arguments), _greedy_map_torch(*arguments))
+    if sets == 1:
+        values, vectors = torch.linalg.eigh(L.double())
+        arguments = (values.clamp(min=1e-10).log(), k, torch.rand(num, batch).double())
+        spanned = dpp._sample_eigenvectors(*arguments)
+        assert torch.equal(_triton_kdpp.sample_eigenvectors(*arguments), spanned)
+        basis = vectors.gather(2, spanned[:, None].expand(-1, num, -1))
+        clocks = torch.empty(k, batch, num).double().exponential_(generator=generator)
+        arguments = (basis @ basis.mT, k, clocks)
+        chosen = dpp._sample_projection(*arguments)
+        assert torch.equal(_triton_kdpp.sample_projection(*arguments), chosen)
+        assert all(len(set(row)) == k for row in chosen.tolist())
 """
 
 
@@ -61,12 +82,25 @@ def test_greedy_kernel_compiles_without_a_gpu(num: int, k: int, sets: int, capab
     assert compiled(_triton._greedy, "*fp32 *fp32 *fp64 *fp64 *i64 fp32 i32", settings, capability)
 
 
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("num", "k"), [(196, 49), (784, 196)])
+def test_exact_kernels_compile_without_a_gpu(num: int, k: int, capability: int) -> None:
+    settings = _triton_kdpp.eigenvector_settings(num, k)
+    kernel = _triton_kdpp._eigenvectors
+    assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
+    settings = _triton_kdpp.projection_settings(num, k)
+    kernel = _triton_kdpp._projection
+    assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
+
+
 def test_one_warning_and_the_torch_path_where_the_kernel_cannot_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Triton refuses CPU tensors, as it fails on a GPU without a compiler: at the launch."""
     monkeypatch.setattr(_triton, "_failed", False)
     monkeypatch.setattr(_triton, "usable_for", lambda L: not _triton._failed)
+    monkeypatch.setattr(_numba, "INSTALLED", False)
+    _triton._warn.cache_clear()
     x = torch.randn(2, 16, 3)
     L, noise = torch.exp(-torch.cdist(x, x)), torch.rand(2, 16)
     with warnings.catch_warnings(record=True) as caught:
@@ -74,6 +108,7 @@ def test_one_warning_and_the_torch_path_where_the_kernel_cannot_run(
         for _ in range(2):
             chosen = greedy_map(L, 4, noise=noise)
             assert torch.equal(chosen, _greedy_map_torch(L, 4, SMALLEST_GAIN, True, noise))
+            assert sample_kdpp(L, 4).shape == (2, 4)
     assert [w.category for w in caught] == [RuntimeWarning]
     assert "C compiler (gcc)" in str(caught[0].message)
 
@@ -100,6 +135,32 @@ def test_gpu_kernel_agrees_with_the_torch_path(num: int, k: int) -> None:
                 *(a.cpu() if a is L or a is noise else a for a in arguments)
             )
             assert torch.equal(_triton.greedy_map(*arguments).cpu(), expected)
+
+
+def test_slow_eigendecompositions_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.linalg, "eigh", lambda L: next(iter(())))
+    with FakeTensorMode(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for version, num in (("2.12.0", 64), ("2.11.0+cu126", 32), ("2.11.0+cu126", 64)):
+            monkeypatch.setattr(torch, "__version__", version)
+            L = torch.empty(2, num, num, device="cuda")
+            with pytest.raises(StopIteration):  # there is nothing to sample from
+                sample_kdpp(L, 4)
+    assert [str(w.message)[:18] for w in caught] == ["torch 2.11.0+cu126"]
+
+
+@needs_gpu
+def test_gpu_kernels_sample_as_the_torch_path() -> None:
+    x = torch.randn(16, 196, 8).double()
+    values, vectors = torch.linalg.eigh(torch.exp(-0.5 * torch.cdist(x, x) ** 2))
+    numbers = (values.clamp(min=1e-10).log(), 49, torch.rand(196, 16).double())
+    spanned = dpp._sample_eigenvectors(*numbers)
+    on_gpu = [n.cuda() if isinstance(n, torch.Tensor) else n for n in numbers]
+    assert torch.equal(_triton_kdpp.sample_eigenvectors(*on_gpu).cpu(), spanned)
+    basis = vectors.gather(2, spanned[:, None].expand(-1, 196, -1))
+    K, clocks = basis @ basis.mT, torch.empty(49, 16, 196).double().exponential_()
+    chosen = dpp._sample_projection(K, 49, clocks)
+    assert torch.equal(_triton_kdpp.sample_projection(K.cuda(), 49, clocks.cuda()).cpu(), chosen)
 
 
 @needs_gpu
