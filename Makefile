@@ -5,16 +5,17 @@ VENV ?= .venv
 OUT ?= demo_output
 RUN := $(VENV)/bin/python
 
-DEMO_ARGS := --out $(OUT) $(if $(DATA),--data "$(DATA)") $(if $(EPOCHS),--epochs $(EPOCHS)) \
-	$(if $(PROBE_EPOCHS),--probe-epochs $(PROBE_EPOCHS)) $(if $(SEEDS),--seeds $(SEEDS)) \
-	$(if $(TAU),--tau $(TAU))
+# The shell expands these, so that a path may hold blanks and quotes.
+export OUT DATA EPOCHS PROBE_EPOCHS SEEDS TAU
+DEMO_ARGS := --out "$$OUT" $${DATA:+--data "$$DATA"} $${EPOCHS:+--epochs $$EPOCHS} \
+	$${PROBE_EPOCHS:+--probe-epochs $$PROBE_EPOCHS} $${SEEDS:+--seeds $$SEEDS} $${TAU:+--tau $$TAU}
 
 .PHONY: demo test lint clean
 
 # One thread unless OMP_NUM_THREADS says otherwise: the models are tiny, more only get in each
 # other's way on a busy machine.
 demo: $(VENV)/.installed-all
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m mim_plugins.apps.demo $(DEMO_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m mim_plugins demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-dev lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal

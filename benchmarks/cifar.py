@@ -34,7 +34,7 @@ from mmpretrain.models import ResNet_CIFAR, VisionTransformer
 from mmpretrain.registry import MODELS
 
 from mim_plugins._configs import config_folder, mmpretrain_tool
-from mim_plugins.apps.demo import EXTENSIONS, _images, load_images
+from mim_plugins.apps.images import EXTENSIONS, list_images, load_images
 
 MAE = "demo/mae-random_vit-mini-p8_1xb64-coslr-demo.py"
 MOCO = "mixmask/moco-mixmask_resnet18_1xb512-coslr-1000e_cifar100.py"
@@ -191,7 +191,7 @@ def pretrain(variant: Variant, work_dir: Path, seed: int, args: argparse.Namespa
 
 def read_split(folder: Path, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Evenly spaced images ``(n, 3, 32, 32)``, 0..255, and their labels."""
-    paths = _images(folder)
+    paths = list_images(folder)
     paths = [paths[index] for index in every(folder, number)]
     classes = sorted({path.parent.name for path in paths})
     labels = torch.tensor([classes.index(path.parent.name) for path in paths])

@@ -1,6 +1,6 @@
-"""``python -m mim_plugins``: what is installed, what is mended, what can be used.
+"""What is installed, what is mended and what can be used; and commands, see their ``--help``.
 
-``python -m mim_plugins report --help``: a report on MAE and SimMIM checkpoints.
+{commands}
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ CORE = (
     "mim_plugins.regularizers",
     "mim_plugins.analysis",
 )
+
+
+COMMANDS = {
+    "demo": "pre-train with random and DPP masks, probe both, look at the result",
+    "report": "what did their masking make MAE and SimMIM checkpoints learn?",
+    "show": "picture images, masks and reconstructions of a checkpoint",
+    "variant-labels": "ImageNet-1K labels of ImageNet-V2, -R, -A, -Sketch and ObjectNet",
+    "self-test": "run every plugin once on this machine's device",
+}
 
 
 def _version(package: str) -> str | None:
@@ -65,16 +74,20 @@ def _public(module: ModuleType) -> list[tuple[str, object]]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["report"]:
-        from .apps.report import main as report
-
-        return report(arguments[1:])
+    commands = "\n".join(f"  {name:<16} {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m mim_plugins",
-        usage="%(prog)s [-h] [--configs]\n       %(prog)s report [-h] RUN [RUN ...] --data FOLDER",
-        description=__doc__,
+        usage=f"%(prog)s [-h] [--configs]\n       %(prog)s {{{','.join(COMMANDS)}}} [-h] ...",
+        description=__doc__.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0].replace("-", "_")
+        try:
+            command = importlib.import_module(f".apps.{name}", __package__)
+        except ImportError as error:
+            parser.error(f"{arguments[0]} needs what is not there ({error}): see the README")
+        return command.main(arguments[1:]) or 0
     parser.add_argument(
         "--configs", action="store_true", help="print only the folder of mmpretrain configs"
     )

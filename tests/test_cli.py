@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mim_plugins.__main__ import main
+
 WITHOUT = """
 import runpy, sys
 for name in {absent!r}:
@@ -61,10 +63,31 @@ def test_configs_are_found() -> None:
     assert list(Path(result.stdout.strip()).glob("dppmask/mae-dpp_*.py"))
 
 
-def test_usage_names_the_report() -> None:
+def test_commands_are_named() -> None:
     result = run("-m", "mim_plugins", "--nonsense")
     assert result.returncode == 2
-    assert "python -m mim_plugins report [-h] RUN [RUN ...] --data FOLDER" in result.stderr
+    assert "{demo,report,show,variant-labels,self-test} [-h] ..." in result.stderr
+
+
+def test_commands_run_and_say_what_they_need(capsys: pytest.CaptureFixture) -> None:
+    for name, needs in (
+        ("demo", None),
+        ("report", "sklearn"),
+        ("show", None),
+        ("variant-labels", None),
+    ):
+        if needs:
+            pytest.importorskip(needs)
+        pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+        with pytest.raises(SystemExit) as error:
+            main([name, "--help"])
+        assert error.value.code == 0
+        assert f"usage: python -m mim_plugins {name}" in capsys.readouterr().out
+    code = WITHOUT.format(absent=["mmpretrain"]).replace('["mim_plugins"]', '["x", "show"]')
+    result = run("-c", code)
+    assert result.returncode == 2
+    assert "error: show needs what is not there" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 CORE_ONLY = """
@@ -105,6 +128,6 @@ for call in (lambda: load_photo("coffee"), lambda: write_photo_folder({str(tmp_p
     result = run("-c", CORE_ONLY + code)
     assert result.returncode == 0, result.stderr
     code = WITHOUT.format(absent=["mmpretrain", "tqdm"])
-    result = run("-c", code.replace('"mim_plugins"', '"mim_plugins.apps.demo"'))
+    result = run("-c", code.replace('["mim_plugins"]', '["x", "demo"]'))
     assert result.returncode == 2
     assert "needs mmpretrain, tqdm: pip install 'mim_plugins[mmpretrain,anal" in result.stderr

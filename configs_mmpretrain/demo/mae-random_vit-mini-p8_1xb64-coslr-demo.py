@@ -1,13 +1,16 @@
 # Masked autoencoder pre-training cut down to two CPU cores: the stock config, a small ViT
-# and an image folder. `python -m mim_plugins.apps.demo` sets the environment variables below.
+# and an image folder. `python -m mim_plugins demo` sets the environment variables below.
 _base_ = 'mmpretrain::mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k.py'
+
+# After _base_: with an import first, mmengine takes this for another kind of config.
+import os  # noqa: E402
 
 custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
 
-image_size = {{'$DEMO_IMAGE_SIZE:64'}}
-patch_size = {{'$DEMO_PATCH_SIZE:8'}}
-epochs = {{'$DEMO_EPOCHS:18'}}
-batch_size = {{'$DEMO_BATCH_SIZE:64'}}
+image_size = int(os.environ.get('DEMO_IMAGE_SIZE', 64))
+patch_size = int(os.environ.get('DEMO_PATCH_SIZE', 8))
+epochs = int(os.environ.get('DEMO_EPOCHS', 18))
+batch_size = int(os.environ.get('DEMO_BATCH_SIZE', 64))
 dims = 128
 
 model = dict(
@@ -38,7 +41,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='CustomDataset',
-        data_root='{{$DEMO_DATA:data/photos}}',
+        data_root=os.environ.get('DEMO_DATA', 'data/photos'),
         data_prefix='train',
         extensions=('.jpg', '.jpeg', '.png', '.webp', '.bmp'),
         pipeline=[

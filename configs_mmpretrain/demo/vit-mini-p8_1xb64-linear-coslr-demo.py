@@ -1,13 +1,16 @@
 # Linear probe of a demo checkpoint: the stock MAE linear-probe config, cut down alike.
 _base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py'
 
+# After _base_: with an import first, mmengine takes this for another kind of config.
+import os  # noqa: E402
+
 custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=False)
 
-image_size = {{'$DEMO_IMAGE_SIZE:64'}}
-patch_size = {{'$DEMO_PATCH_SIZE:8'}}
-epochs = {{'$DEMO_PROBE_EPOCHS:8'}}
-batch_size = {{'$DEMO_BATCH_SIZE:64'}}
-num_classes = {{'$DEMO_NUM_CLASSES:15'}}
+image_size = int(os.environ.get('DEMO_IMAGE_SIZE', 64))
+patch_size = int(os.environ.get('DEMO_PATCH_SIZE', 8))
+epochs = int(os.environ.get('DEMO_PROBE_EPOCHS', 8))
+batch_size = int(os.environ.get('DEMO_BATCH_SIZE', 64))
+num_classes = int(os.environ.get('DEMO_NUM_CLASSES', 15))
 dims = 128
 extensions = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
 
@@ -20,7 +23,9 @@ model = dict(
         img_size=image_size,
         patch_size=patch_size,
         frozen_stages=4,
-        init_cfg=dict(checkpoint='{{$DEMO_CHECKPOINT:demo_output/random_seed0/epoch_18.pth}}'),
+        init_cfg=dict(
+            checkpoint=os.environ.get('DEMO_CHECKPOINT', 'demo_output/random_seed0/epoch_18.pth')
+        ),
     ),
     neck=dict(input_features=dims),
     head=dict(num_classes=num_classes, in_channels=dims),
@@ -32,7 +37,7 @@ train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='CustomDataset',
-        data_root='{{$DEMO_DATA:data/photos}}',
+        data_root=os.environ.get('DEMO_DATA', 'data/photos'),
         data_prefix='train',
         extensions=extensions,
         pipeline=[
@@ -55,7 +60,7 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='CustomDataset',
-        data_root='{{$DEMO_DATA:data/photos}}',
+        data_root=os.environ.get('DEMO_DATA', 'data/photos'),
         data_prefix='test',
         extensions=extensions,
         pipeline=[

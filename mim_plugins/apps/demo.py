@@ -1,6 +1,6 @@
 """The main job: pre-train with random and DPP masks, probe both, look at the result.
 
-    python -m mim_plugins.apps.demo [--data FOLDER] [--out demo_output]
+    python -m mim_plugins demo [--data FOLDER] [--out demo_output]
 
 Pre-training and linear probes are mmpretrain's own ``tools/train.py``, unchanged, on the
 configs of ``configs_mmpretrain/demo``. Writes ``report.png``, ``results.md`` and
@@ -15,23 +15,34 @@ import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from .images import (
+    EXTENSIONS,
+    class_folders,
+    drop_unreadable,
+    list_images,
+    load_images,
+    read_image,
+)
+
 MASKINGS = ("random", "dpp")
 PRETRAIN = "mae-{}_vit-mini-p8_1xb64-coslr-demo.py"
 PROBE = "vit-mini-p8_1xb64-linear-coslr-demo.py"
 RANK_IMAGES = 100  # U-MAE, appendix B.1
 PICTURES = 6
-LINKS = ".links"  # marks a folder of links as ours
+RESULTS = ("report.png", "results.md", "results.json")
+OURS = ".demo"  # marks a folder that a later run may remove
+TEST_NAMES = ("test", "val", "validation", "valid")  # in any case
 
 
 class Data(NamedTuple):
@@ -45,22 +56,33 @@ class Data(NamedTuple):
     image_size: int
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+def fresh_folder(folder: Path) -> Path:
+    """Make an empty folder, in place of one that an earlier run made.
 
-
-def _class_folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    Raises:
+        ValueError: If it exists and the demo did not mark it as its own.
+    """
+    if folder.exists():
+        if not (folder / OURS).exists():
+            raise ValueError(
+                f"out must not hold a folder {folder.name} that the demo did not mark as its own "
+                f"(remove {folder} or choose another out), got {folder.parent}"
+            )
+        shutil.rmtree(folder)  # of links, not what they point to
+    folder.mkdir(parents=True)
+    (folder / OURS).touch()
+    return folder
 
 
 def prepare_data(folder: Path | None, out: Path) -> Data:
-    """Find or make ``train`` and ``test`` image folders.
+    """Make ``train`` and ``test`` folders of classes, as links to images that can be read.
 
     Args:
         folder: ``None`` for the embedded photographs; a folder with ``train`` and ``test``
-            (or ``val``) sub-folders of classes; or a folder of classes, of which every
-            fifth image becomes a test image.
-        out: Where a split is made, as links.
+            (or ``val``, ``valid``, ``validation``; in any case) sub-folders of classes; or a
+            folder of classes, or with ``train`` alone, of which every fifth image becomes a
+            test image.
+        out: Where the links are made.
 
     Raises:
         ImportError: If the packages of the embedded photographs are not installed.
@@ -69,19 +91,14 @@ def prepare_data(folder: Path | None, out: Path) -> Data:
     if folder is None:
         from .photos import write_photo_folder
 
-        root, name = (
-            write_photo_folder(out / "photos"),
-            "15 photographs of scikit-image and sklearn",
-        )
+        root = write_photo_folder(out / "photos")
+        name = "15 photographs of scikit-image and sklearn"
     else:
         if not folder.is_dir():
             raise ValueError(f"data must be an existing folder, got {folder}")
-        root, name = folder.resolve(), folder.name
-        splits = set(_class_folders(root))
-        if not {"train", "test"} <= splits:
-            root = _link_splits(root, out / "data", splits)
-    classes = _class_folders(root / "train")
-    train, test = _images(root / "train"), _images(root / "test")
+        root, name = _link_splits(folder.resolve(), out / "data"), folder.name
+    classes, test_classes = class_folders(root / "train"), class_folders(root / "test")
+    train, test = list_images(root / "train"), list_images(root / "test")
     if len(classes) < 2 or len(train) < 64 or len(test) < 16:
         raise ValueError(
             f"data must have at least 2 classes, 64 training and 16 test images "
@@ -89,46 +106,44 @@ def prepare_data(folder: Path | None, out: Path) -> Data:
             f"of class folders, got {len(classes)} classes, {len(train)} and {len(test)} images "
             f"in {folder}"
         )
-    if _class_folders(root / "test") != classes:
-        raise ValueError(f"data must have the same classes in train and test, got {folder}")
-    from PIL import Image
-
-    with Image.open(train[0]) as image:
-        image_size = 32 if min(image.size) <= 48 else 64
+    if differing := sorted(set(classes) ^ set(test_classes)):
+        raise ValueError(
+            "data must have the same classes in train and test, got "
+            f"{', '.join(differing[:3])} in one only of {folder}"
+        )
+    image = read_image(train[0])
+    image_size = 32 if image is not None and min(image.shape[:2]) <= 48 else 64
     return Data(root, name, classes, len(train), test, image_size)
 
 
-def _link_splits(source: Path, target: Path, splits: set[str]) -> Path:
+def _link_splits(source: Path, target: Path) -> Path:
     """Make ``target/{train,test}`` of links into ``source``, in place of earlier ones."""
-    if target.exists():
-        if not (target / LINKS).exists():
-            raise ValueError(
-                "out must not hold a folder data that the demo did not mark as its own (remove "
-                f"{target} or choose another out), got {target.parent}"
-            )
-        shutil.rmtree(target)  # links, not what they point to
-    for split in ("train", "test"):
-        (target / split).mkdir(parents=True)
-    (target / LINKS).touch()
-    if {"train", "val"} <= splits:
-        pairs = [
-            (path, "train", path.relative_to(source / "train"))
-            for path in _images(source / "train")
-        ]
-        pairs += [
-            (path, "test", path.relative_to(source / "val")) for path in _images(source / "val")
-        ]
+    fresh_folder(target)
+    folders = {path.name.lower(): path for path in sorted(source.iterdir()) if path.is_dir()}
+    train = folders.get("train")
+    # A class may be called train: then it holds images, not classes.
+    if train is None or not class_folders(train):
+        splits = {"": source}
     else:
-        pairs = [
-            (path, "test" if index % 5 == 4 else "train", path.relative_to(source))
-            for name in sorted(splits)
-            if not target.is_relative_to(source / name)
-            for index, path in enumerate(_images(source / name))
-        ]
-    for path, split, relative in pairs:
-        link = target / split / relative
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(path)
+        found = (folders[name] for name in TEST_NAMES if name in folders)
+        test = next((path for path in found if class_folders(path)), None)
+        splits = {"": train} if test is None else {"train": train, "test": test}
+    images = [
+        (split, root, name, path)
+        for split, root in splits.items()
+        for name in class_folders(root)
+        if not target.is_relative_to(root / name)  # the output may lie inside the data
+        for path in list_images(root / name)
+    ]
+    readable = set(drop_unreadable([path for *_, path in images]))
+    seen: Counter[str] = Counter()
+    for split, root, name, path in images:
+        if path in readable:
+            seen[name] += 1
+            part = split or ("train" if seen[name] % 5 else "test")
+            link = target / part / path.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path)
     return target
 
 
@@ -161,47 +176,27 @@ def run_stock_tool(
     ):
         assert process.stdout is not None
         bar.total = int(env["DEMO_PROBE_EPOCHS" if config.name == PROBE else "DEMO_EPOCHS"])
-        for line in process.stdout:
-            last.append(line)
-            step = re.search(r"Epoch\(train\) +\[(\d+)\]\[ *(\d+)/(\d+)\].* loss: ([\d.]+)", line)
-            if step:
-                epoch, done, of = (int(step[i]) for i in (1, 2, 3))
-                bar.n = round(epoch - 1 + done / of, 1)
-                bar.set_postfix_str(f"loss {float(step[4]):.3f}")
-        if process.wait() == 0:
+        try:
+            for line in process.stdout:
+                last.append(line)
+                step = re.search(r"Epoch\(train\) +\[(\d+)\]\[ *(\d+)/(\d+)\].* loss: (\S+)", line)
+                if step:
+                    epoch, done, of = (int(step[i]) for i in (1, 2, 3))
+                    bar.n = round(epoch - 1 + done / of, 1)
+                    bar.set_postfix_str(f"loss {float(step[4]):.3f}")
+            process.wait()
+        except BaseException:  # this process is being ended: so is the trainer
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+        if process.returncode == 0:
             bar.n = bar.total
             bar.refresh()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{''.join(last)}")
-
-
-def load_model(config: Path, checkpoint: Path, env: dict[str, str]) -> Any:
-    """The pre-trained mmpretrain model, in evaluation mode."""
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-    from mmengine.runner import load_checkpoint
-    from mmpretrain.registry import MODELS
-
-    os.environ.update(env)  # the config reads them
-    cfg = Config.fromfile(config)
-    init_default_scope("mmpretrain")
-    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor})
-    load_checkpoint(model, str(checkpoint), map_location="cpu", logger="silent")
-    return model.eval()
-
-
-def load_images(paths: list[Path], size: int) -> Any:
-    """``(n, 3, size, size)`` float32 RGB in 0..255."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    arrays = []
-    for path in paths:
-        with Image.open(path) as image:
-            resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-            arrays.append(np.asarray(resized))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
 
 
 def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, dict], Any]:
@@ -329,9 +324,13 @@ def _processor() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins.apps.demo", description=__doc__.split("\n")[0]
+        prog="python -m mim_plugins demo", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--data", type=Path, help="image folder; default: embedded photographs")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
@@ -352,14 +351,39 @@ def main(argv: list[str] | None = None) -> None:
         for name in ("epochs", "probe_epochs"):
             if (value := getattr(args, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if bad := [seed for seed in args.seeds if not 0 <= seed < 2**32]:
+            raise ValueError(f"seeds must be in [0, 2**32), got {bad[0]}")
         args.out.mkdir(parents=True, exist_ok=True)
+        for name in RESULTS:  # of an earlier run, which this one replaces
+            (args.out / name).unlink(missing_ok=True)
         data = prepare_data(args.data, args.out.resolve())
-    except (ImportError, ValueError) as error:
+        for seed in args.seeds:
+            for name in MASKINGS:
+                fresh_folder(args.out / f"{name}_seed{seed}")
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        run(args, data)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
+
+def run(args: argparse.Namespace, data: Data) -> None:
+    """Train, measure and write the results.
+
+    Raises:
+        RuntimeError: If the stock tool fails.
+        ValueError: If a checkpoint is not as it should be.
+    """
     import torch
 
     from .._configs import config_folder
+    from .checkpoints import find_run, load_model, read_config
 
     start = time.time()
     large = data.train > 5000
@@ -382,8 +406,10 @@ def main(argv: list[str] | None = None) -> None:
             config = configs / PRETRAIN.format(name)
             title = f"pre-train, {name} masks, seed {seed}"
             run_stock_tool(config, work_dir, seed, title, env)
-            checkpoint = work_dir / f"epoch_{env['DEMO_EPOCHS']}.pth"
-            models[name] = load_model(config, checkpoint, env)
+            pretrained = find_run(str(work_dir))
+            models[name] = load_model(
+                read_config(pretrained.config), pretrained.checkpoint, pretrained.config
+            )
         pick = data.test[:: max(1, len(data.test) // 1000)]
         figures, pictures = measure(models, load_images(pick, data.image_size), seed)
         if seed == args.seeds[0]:

@@ -17,13 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
-from mmengine.runner.checkpoint import find_latest_checkpoint
-from mmpretrain.models.selfsup import MAE, SimMIM
-from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -41,10 +34,19 @@ from ..analysis import (
 )
 from ..analysis._figure import new_figure
 from ..analysis.observed_masks import ObservedMasks
-from ..mmpretrain.analysis.mask_visualization import step_mask
 from ..mmpretrain.analysis.reconstruction import reconstruct
 from ..mmpretrain.encoders import num_prefix_tokens
-from .demo import EXTENSIONS, load_images
+from .checkpoints import (
+    Run,
+    check_device,
+    draw_masks,
+    find_run,
+    image_size,
+    load_model,
+    make_output,
+    read_config,
+)
+from .images import class_folders, drop_unreadable, list_images, load_images
 
 COLUMNS = {
     "mask_ratio": ("mask ratio", 2),
@@ -58,88 +60,22 @@ COLUMNS = {
 }
 
 
-class Run(NamedTuple):
-    """A configuration and its checkpoint."""
-
-    name: str
-    config: Path
-    checkpoint: Path
-
-
-def find_run(argument: str) -> Run:
-    """A run from a work directory, or from ``config.py=checkpoint.pth``.
-
-    Raises:
-        ValueError: If there is no configuration or checkpoint.
-    """
-    if "=" in argument:
-        config, checkpoint = (Path(part) for part in argument.split("=", 1))
-        name = f"{checkpoint.parent.name}/{checkpoint.stem}"
-    else:
-        folder = Path(argument)
-        configs = sorted(folder.glob("*.py"), key=lambda path: path.stat().st_mtime)
-        latest = find_latest_checkpoint(str(folder)) if folder.is_dir() else None
-        # last_checkpoint holds an absolute path; a copied folder has its own file.
-        checkpoint = folder / Path(latest).name if latest else folder / "(no checkpoint)"
-        config = configs[-1] if configs else folder / "(no config)"
-        name = folder.name
-    for what, path in (("config", config), ("checkpoint", checkpoint)):
-        if not path.is_file():
-            raise ValueError(
-                "a run must be a work directory of tools/train.py or config.py=checkpoint.pth, "
-                f"got {argument!r}: no {what} {path}"
-            )
-    return Run(name, config, checkpoint)
-
-
-def load_run(run: Run) -> tuple[nn.Module, Config, int]:
-    """Model in evaluation mode, its configuration, and the side of its images in pixels.
-
-    Raises:
-        ValueError: If the model is neither MAE nor SimMIM.
-    """
-    config = Config.fromfile(run.config)
-    model = MODELS.build({**config.model, "data_preprocessor": config.data_preprocessor})
-    if not isinstance(model, MAE | SimMIM):
-        raise ValueError(f"{run.name} must be a MAE or SimMIM, got {type(model).__name__}")
-    load_checkpoint(model, str(run.checkpoint), map_location="cpu", logger="silent")
-    model.eval()
-    size: Any = getattr(model.backbone, "img_size", None)
-    if size is None:  # Swin does not keep it
-        size = config.model.backbone.get("img_size", 224)
-    return model, config, size if isinstance(size, int) else size[0]
-
-
 def find_images(folder: Path, limit: int) -> tuple[list[Path], list[str]]:
     """Paths of at most ``limit`` images, as many of each class, and their classes.
 
     Raises:
         ValueError: If the folder does not hold class folders with images.
     """
-    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    each = max(1, limit // max(1, len(folders)))
-    paths = [
-        path
-        for sub in folders
-        for path in sorted(p for p in sub.rglob("*") if p.suffix.lower() in EXTENSIONS)[:each]
-    ]
-    if len(folders) < 2 or len(paths) < 4:
+    names = class_folders(folder)
+    each = max(1, limit // max(1, len(names)))
+    paths = drop_unreadable([p for name in names for p in list_images(folder / name)[:each]])
+    classes = [path.relative_to(folder).parts[0] for path in paths]
+    if len(set(classes)) < 2 or len(paths) < 4:
         raise ValueError(
-            f"data must be a folder of at least 2 class folders with images, got {folder}"
+            "data must be a folder of at least 2 class folders with images, 4 in all, got "
+            f"{len(paths)} images of {len(set(classes))} classes in {folder}"
         )
-    return paths, [path.relative_to(folder).parts[0] for path in paths]
-
-
-@torch.no_grad()
-def draw_masks(model: nn.Module, config: Config, inputs: Tensor) -> Tensor:
-    """Masks as the run drew them, ``(B, rows, columns)``: by the model, or its pipeline."""
-    if isinstance(model, MAE):
-        return step_mask(model, {"inputs": inputs}, model.backbone(inputs))
-    pipeline = config.train_dataloader.dataset.pipeline
-    generator = next(step for step in pipeline if step.type.endswith("MaskGenerator"))
-    transform = TRANSFORMS.build(generator)
-    images = inputs.permute(0, 2, 3, 1).cpu().numpy()
-    return torch.stack([torch.as_tensor(transform({"img": image})["mask"]) for image in images])
+    return paths, classes
 
 
 class Findings(NamedTuple):
@@ -174,15 +110,16 @@ def analyse(
         device: Default: the CPU.
         batch_size: Default: 32.
     """
-    model, config, size = load_run(run)
-    model.to(device)
-    images = load_images(paths, size)
+    config = read_config(run.config)
+    model = load_model(config, run.checkpoint, run.config).to(device)
+    images = load_images(paths, image_size(model, config))
     observed = ObservedMasks(limit=len(paths))
     scores: dict[str, list[Tensor]] = {}
     features, shown, attentions = [], [], []
     torch.manual_seed(0)
     batches = range(0, len(images), batch_size)
     for start in tqdm(batches, desc=run.name, unit="batch"):
+        # The preprocessor takes BGR and makes RGB of it.
         data = {"inputs": images[start : start + batch_size].flip(1), "data_samples": None}
         inputs = model.data_preprocessor(data)["inputs"]
         observed.add(draw_masks(model, config, inputs))
@@ -266,7 +203,8 @@ def table(found: dict[str, Findings]) -> str:
             f"{each.figures[key]:.{digits}f}" if key in each.figures else "-"
             for key, (_, digits) in COLUMNS.items()
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        escaped = name.replace("|", "\\|")
+        lines.append(f"| {escaped} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -350,14 +288,14 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    MMLogger.get_current_instance().setLevel("ERROR")
-    init_default_scope("mmpretrain")
     try:
         for name, value in (("limit", args.limit), ("pictures", args.pictures)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not all(0.0 <= share <= 1.0 for share in args.token):
             raise ValueError(f"token must be two numbers in [0, 1], got {args.token}")
+        check_device(args.device)
+        make_output(args.out)
         runs = [find_run(argument) for argument in args.runs]
         if len({run.name for run in runs}) < len(runs):
             runs = [run._replace(name=f"{i}: {run.name}") for i, run in enumerate(runs, start=1)]
@@ -369,8 +307,11 @@ def main(argv: list[str] | None = None) -> int:
             run.name: analyse(run, paths, labels, pictures, tuple(args.token), args.device)
             for run in runs
         }
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
-    print(write_report(found, runs, classes, args.out).split("## ")[0])
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are names
+        print(write_report(found, runs, classes, args.out).split("## ")[0])
     print(f"Report: {args.out / 'report.md'}")
     return 0

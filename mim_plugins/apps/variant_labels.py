@@ -1,6 +1,6 @@
 """ImageNet-1K labels of images of ImageNet-V2, -R, -A, -Sketch and ObjectNet.
 
-    python -m mim_plugins.apps.variant_labels data/imagenet/train data/imagenet-r
+    python -m mim_plugins variant-labels data/imagenet/train data/imagenet-r
 
 Writes ``meta/val.txt`` into the variant's folder, the annotation file of upstream's
 ``ImageNet`` data set. Their folders hold some of the classes, in their own order, so that
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
-from .demo import EXTENSIONS
+from .images import EXTENSIONS
 
 
 def imagenet_labels(imagenet: Path) -> dict[str, int]:
@@ -83,7 +83,7 @@ def annotate(imagenet: Path, variant: Path) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins.apps.variant_labels",
+        prog="python -m mim_plugins variant-labels",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

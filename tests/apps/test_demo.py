@@ -1,8 +1,11 @@
 """The demo from end to end on a tiny image folder."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,11 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
+from mmengine.config import Config
 from PIL import Image
 
-from mim_plugins.apps.demo import main, prepare_data
+from mim_plugins._configs import config_folder
+from mim_plugins.apps.demo import PRETRAIN, PROBE, main, prepare_data
 
 
 @pytest.mark.slow
@@ -20,7 +25,7 @@ def test_from_end_to_end(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "mim_plugins.apps.demo", "--data", photo_folder, "--out", out),
+            *(sys.executable, "-m", "mim_plugins", "demo", "--data", photo_folder, "--out", out),
             *("--epochs", "1", "--probe-epochs", "1"),
         ],
         stdout=subprocess.PIPE,
@@ -71,6 +76,110 @@ def test_val_serves_as_test(tmp_path: Path) -> None:
     assert (data.train, len(data.test)) == (80, 20)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "validation"), ("Train", "Test"), ("TRAIN", "valid")]
+)
+def test_other_names_of_the_splits(train: str, test: str, tmp_path: Path) -> None:
+    folder_of_classes(tmp_path / "data" / train, 40)
+    folder_of_classes(tmp_path / "data" / test, 10)
+    data = prepare_data(tmp_path / "data", tmp_path / "out")
+    assert (data.classes, data.train, len(data.test)) == (["cat", "dog"], 80, 20)
+
+
+def test_train_alone_is_split_and_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    source = folder_of_classes(tmp_path / "data" / "train", 50)
+    (source / "cat").rename(source / "it's a {{$HOME:cat}}, 猫")
+    for hidden in (source / ".ipynb_checkpoints", tmp_path / "data" / ".git"):
+        hidden.mkdir()
+        Image.new("RGB", (32, 32)).save(hidden / "0.png")
+    data = prepare_data(tmp_path / "data", tmp_path / "out")
+    assert data.classes == ["dog", "it's a {{$HOME:cat}}, 猫"]
+    assert (data.train, len(data.test)) == (80, 20)
+
+
+def test_broken_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = folder_of_classes(tmp_path / "data", 50)
+    (source / "cat" / "0.png").write_text("not an image")
+    (source / "dog" / "1.png").unlink()
+    (source / "dog" / "1.png").symlink_to("nowhere")
+    data = prepare_data(source, tmp_path / "out")
+    assert data.train + len(data.test) == 98
+    said = capsys.readouterr().err
+    assert "cat/0.png" in said
+    assert "dog/1.png" in said
+
+
+def test_different_classes_are_named(tmp_path: Path) -> None:
+    folder_of_classes(tmp_path / "data" / "train", 40)
+    folder_of_classes(tmp_path / "data" / "val", 10)
+    (tmp_path / "data" / "val" / "cat").rename(tmp_path / "data" / "val" / "bird")
+    with pytest.raises(ValueError, match="the same classes in train and test, got bird, cat in"):
+        prepare_data(tmp_path / "data", tmp_path / "out")
+
+
+def test_paths_are_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configs take a path as it is, whatever it is called."""
+    ran = tmp_path / "ran"
+    path = f"it's/{{{{$X:'+open({str(ran)!r},'w').name+'}}}}/{{{{ fileDirname }}}}"
+    monkeypatch.setenv("DEMO_DATA", path)
+    monkeypatch.setenv("DEMO_CHECKPOINT", path)
+    for name in (PRETRAIN.format("random"), PRETRAIN.format("dpp"), PROBE):
+        config = Config.fromfile(config_folder() / "demo" / name)
+        assert config.train_dataloader.dataset.data_root == path
+    assert config.model.backbone.init_cfg.checkpoint == path
+    assert not ran.exists()
+
+
+def test_ending_the_demo_ends_its_trainer(photo_folder: Path, tmp_path: Path) -> None:
+    """A signal to the parent alone; the next run starts clean."""
+    script = tmp_path / "trainer.py"  # stands for hours of tools/train.py
+    script.write_text(
+        "import os, sys, time\n"
+        "open(sys.argv[3] + '/pid', 'w').write(str(os.getpid()))\n"
+        "print('started', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    code = f"""
+import sys
+from pathlib import Path
+import mim_plugins._configs as configs
+configs.mmpretrain_tool = lambda name: Path({str(script)!r})
+from mim_plugins.apps.demo import main
+main(["--data", {str(photo_folder)!r}, "--out", "out"])
+"""
+    out = tmp_path / "out"
+    for number, end in enumerate((signal.SIGTERM, signal.SIGINT)):
+        parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+        pid = out / "random_seed0" / "pid"
+        for _ in range(1200):
+            time.sleep(0.1)
+            if pid.exists() and pid.read_text():
+                break
+        child = int(pid.read_text())
+        os.kill(child, 0)  # it is there
+        (out / "random_seed0" / "epoch_9.pth").touch()
+        parent.send_signal(end)
+        assert parent.wait(timeout=60) == (143, 130)[number]
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+        pid.unlink()
+        if number:
+            assert not (out / "random_seed0" / "epoch_8.pth").exists()
+        (out / "random_seed0" / "epoch_8.pth").touch()
+
+
+def test_folders_of_others_are_not_removed(
+    tmp_path: Path, photo_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine = tmp_path / "out" / "random_seed0" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(SystemExit):
+        main(["--data", str(photo_folder), "--out", str(tmp_path / "out")])
+    assert "must not hold a folder random_seed0" in capsys.readouterr().err
+    assert mine.exists()
+
+
 def test_other_data_take_the_place_of_the_first(tmp_path: Path) -> None:
     first = folder_of_classes(tmp_path / "first", 50)
     (first / "cat").rename(first / "bird")
@@ -112,6 +221,7 @@ def test_bad_data_fails_before_anything_is_trained(
         (["--data", str(flat)], "of class folders, got 0 classes, 0 and 0 images in"),
         (["--tau", "2"], "tau must be in [0, 1], got 2.0"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--seeds", "0", "-1"], "seeds must be in [0, 2**32), got -1"),
     ):
         with pytest.raises(SystemExit) as error:
             main([*arguments, "--out", str(tmp_path / "out")])

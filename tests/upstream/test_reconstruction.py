@@ -15,7 +15,7 @@ from mmengine.runner import load_checkpoint
 from mmpretrain.registry import MODELS
 
 from mim_plugins.analysis import reconstruction_scores
-from mim_plugins.apps.demo import load_images
+from mim_plugins.apps.images import load_images
 from mim_plugins.mmpretrain import reconstruct
 
 from .tools import CROP, IMPORT, RUNTIME, TINY_MAE, loader, run_tool

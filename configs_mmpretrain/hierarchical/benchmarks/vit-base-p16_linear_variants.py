@@ -1,5 +1,5 @@
 # Table 1: a linear probe of ImageNet-1K, tested without further training on one of its variants.
-# python -m mim_plugins.apps.variant_labels data/imagenet/train data/imagenet-r
+# python -m mim_plugins variant-labels data/imagenet/train data/imagenet-r
 # tools/test.py THIS CHECKPOINT_OF_THE_PROBE
 #     --cfg-options test_dataloader.dataset.data_root=data/imagenet-r/
 _base_ = 'mmpretrain::mae/benchmarks/vit-base-p16_8xb2048-linear-coslr-90e_in1k.py'
