@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .._observe import observing
@@ -111,7 +111,7 @@ def analyse(
         batch_size: Default: 32.
     """
     config = read_config(run.config)
-    model = load_model(config, run.checkpoint, run.config).to(device)
+    model: Any = load_model(config, run.checkpoint, run.config).to(device)
     images = load_images(paths, image_size(model, config))
     observed = ObservedMasks(limit=len(paths))
     scores: dict[str, list[Tensor]] = {}
@@ -143,7 +143,8 @@ def analyse(
     }
     if labels.unique(return_counts=True)[1].min() >= 5:
         figures["separability"] = linear_separability(joined, labels)
-    attention = None if any(a is None for a in attentions) else torch.cat(attentions)
+    looks = [each for each in attentions if each is not None]
+    attention = torch.cat(looks) if len(looks) == len(attentions) else None
     cls_map = token_map = token = None
     if attention is not None:
         side = round((attention.shape[1] - prefix) ** 0.5)
@@ -154,7 +155,7 @@ def analyse(
     return Findings(figures, pair[0], pair[1], cls_map, token_map, token, tsne(joined))
 
 
-def _attention(model: nn.Module, inputs: Tensor) -> Tensor | None:
+def _attention(model: Any, inputs: Tensor) -> Tensor | None:
     """``(B, L, L)``; None if the last layer does not look at whole images."""
     try:
         attention = last_layer_attention(model.backbone, lambda: model.extract_feat(inputs))
@@ -240,7 +241,7 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
             suffix = (
                 ""
                 if len({f.token for n, f in found.items() if n in maps}) == 1
-                else (f"_{token[0]}_{token[1]}")
+                else "_" + "_".join(map(str, token or ()))
             )
             mark = token if key == "token_map" else None
             pictures[f"{key}{suffix}"] = (

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -38,7 +39,7 @@ from .images import drop_unreadable, list_images, load_images
 
 
 @torch.no_grad()
-def picture(model: nn.Module, config: Config, images: Tensor) -> Tensor:
+def picture(model: Any, config: Config, images: Tensor) -> Tensor:
     """Draw masks, reconstruct, and put the pictures side by side.
 
     Args:
