@@ -168,7 +168,7 @@ def measure(name: str, photos: Path, args: argparse.Namespace) -> None:
             f"EffectiveRankHook, one measurement on {len(rank.images)} images": (
                 lambda: rank.measure(runner, 0)
             ),
-            f"kNN of {number[0]} images among {number[1]}": lambda: knn.evaluate(runner, 0),
+            f"kNN of {number[0]} images among {number[1]}": lambda: knn.measure(runner, 0),
         }
         if "MaskVisualizationHook" in variants:
             hook = HOOKS.build({"type": "MaskVisualizationHook", "interval": 1, "by_epoch": False})

@@ -144,9 +144,9 @@ def train_with_callbacks(name: str, steps: int) -> Sampled:
     epochs = max(steps * BATCH // 32, 1)
     every = max(epochs // 20, 1)
     callbacks = [
-        EffectiveRank(every),
-        HierarchicalMaskingAnalyzer(every),
-        MaskVisualization(every),
+        EffectiveRank(every_n_epochs=every),
+        HierarchicalMaskingAnalyzer(every_n_epochs=every),
+        MaskVisualization(every_n_epochs=every),
         OnlineProbe(3, every_n_epochs=every),
     ]
     model = wrap(MAE(), masking=DPPMasking(patch_size=4))

@@ -76,16 +76,18 @@ def check_dict(name: str, value: Any) -> dict:
     return dict(value or {})
 
 
-def check_statistics(name: str, value: Any) -> list[float]:
-    """A mean or standard deviation for each of three channels.
+def check_statistics(name: str, value: Any) -> list[float] | None:
+    """A mean or standard deviation, one number or one for each channel; None stays None.
 
     Raises:
         TypeError: If ``value`` is no list of numbers.
-        ValueError: If they are not three, or not finite.
+        ValueError: If it is empty, or a number is not finite.
     """
+    if value is None:
+        return None
     numbers = [check_number(name, number) for number in check_list(name, value)]
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} must be three finite numbers, got {value!r}")
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} must be finite numbers, one per channel, got {value!r}")
     return numbers
 
 

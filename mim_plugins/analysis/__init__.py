@@ -13,21 +13,25 @@ from .class_distances import ClassDistances, class_distances, plot_class_distanc
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
 from .embedding import linear_separability, plot_embeddings, tsne
 from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
+from .history import History, plot_history, plot_spectra
+from .knn import knn_top1
 from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
 from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
 from .mean_classifier import mean_classifier, mean_classifier_accuracy
+from .monitors import MONITORS, monitor
 from .mosaic import mask_mosaic
 from .reconstruction import reconstruction_scores
 from .shared_latents import SharedLatents, shared_latents
 from .spectrum import effective_rank, singular_spectrum
-from .spectrum_plot import plot_spectra
 
 __all__ = [
+    "MONITORS",
     "AbstractionProfile",
     "AlignmentDiversity",
     "ClassDistances",
     "HierarchicalImages",
+    "History",
     "LatentHierarchy",
     "LinearProbe",
     "MaskAbstraction",
@@ -39,6 +43,7 @@ __all__ = [
     "class_distances",
     "cooccurrence",
     "effective_rank",
+    "knn_top1",
     "last_layer_attention",
     "linear_separability",
     "mask_abstraction",
@@ -48,10 +53,12 @@ __all__ = [
     "mask_tradeoff",
     "mean_classifier",
     "mean_classifier_accuracy",
+    "monitor",
     "plot_abstraction_profile",
     "plot_attention",
     "plot_class_distances",
     "plot_embeddings",
+    "plot_history",
     "plot_mask_tradeoff",
     "plot_spectra",
     "reconstruction_scores",

@@ -1,11 +1,14 @@
-"""kNN accuracy of features, by lightly's own kNN."""
+"""kNN accuracy of features."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
-from lightly.utils.benchmarking import knn_predict
 from torch import Tensor
+
+from .labels import some_labelled
 
 
 @torch.no_grad()
@@ -19,33 +22,44 @@ def knn_top1(
     t: float = 0.1,
     block: int = 256,
 ) -> float:
-    """Top-1 accuracy of weighted kNN on l2-normalised features, by lightly's ``knn_predict``.
+    """Top-1 accuracy of weighted kNN on l2-normalised features.
 
-    Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
-    CVPR 2018.
+    Each neighbour votes for its label with weight ``exp(cosine / t)``, as lightly's
+    ``knn_predict``: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", CVPR 2018.
 
     Args:
-        features, labels: ``(n, D)`` floating and ``(n,)`` long, to be classified.
-        bank, bank_labels: ``(m, D)`` and ``(m,)``, the neighbours.
-        num_classes: Labels are in ``[0, num_classes)``.
+        features, labels: ``(n, D)`` floating and ``(n,)`` integer, to be classified.
+        bank, bank_labels: ``(m, D)`` and ``(m,)``, the neighbours. Images labelled -1 are
+            left out on both sides.
+        num_classes: Labels are in ``[0, num_classes)``, or -1.
         k: Number of neighbours; at most m are taken. Default: 200.
         t: Temperature of the weights. Default: 0.1.
-        block: Features classified at once; memory grows with ``block * k * num_classes``.
-            Default: 256.
+        block: Features classified at once; memory grows with ``block * m``. Default: 256.
 
     Returns:
-        Accuracy in [0, 1].
+        Accuracy in [0, 1]; NaN if a feature is NaN or infinite.
+
+    Raises:
+        TypeError, ValueError: If a label is no integer or out of range, or all are -1.
 
     Example:
         >>> eye, labels = torch.eye(3), torch.tensor([0, 1, 2])
         >>> knn_top1(eye, labels, eye, labels, num_classes=3, k=1)
         1.0
     """
+    features, labels = some_labelled("validation images", features, labels, num_classes)
+    bank, bank_labels = some_labelled("neighbours", bank, bank_labels, num_classes)
+    if not (features.isfinite().all() and bank.isfinite().all()):
+        return math.nan
     bank = F.normalize(bank, dim=1).T.contiguous()
     correct = 0
     for part, truth in zip(features.split(block), labels.split(block), strict=True):
-        ranked = knn_predict(
-            F.normalize(part, dim=1), bank, bank_labels, num_classes, min(k, bank.shape[1]), t
+        cosine, index = (F.normalize(part, dim=1) @ bank).topk(min(k, bank.shape[1]))
+        # Relative to the nearest, so that no weight overflows.
+        weights = ((cosine - cosine[:, :1]) / t).exp()
+        votes = weights.new_zeros(len(part), num_classes).scatter_add_(
+            1, bank_labels[index], weights
         )
-        correct += int((ranked[:, 0] == truth).sum())
+        correct += int((votes.argmax(dim=1) == truth).sum())
     return correct / len(features)

@@ -50,9 +50,10 @@ class LinearProbe(nn.Module):
         for name, value in (("dim", dim), ("num_classes", num_classes)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6)
+        # float32, whatever the default is while a model of another precision trains
+        self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6, dtype=torch.float32)
         # skip_init: the constructor of Linear would draw weights.
-        self.classifier = nn.utils.skip_init(nn.Linear, dim, num_classes)
+        self.classifier = nn.utils.skip_init(nn.Linear, dim, num_classes, dtype=torch.float32)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
         self.optimizer = (optimizer or adamw)(self.classifier.parameters())
@@ -81,20 +82,46 @@ class LinearProbe(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).float().mean()
+        return loss.detach(), _top1(logits.detach(), labels)
 
     @torch.no_grad()
     def top1(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Top-1 accuracy in [0, 1], a scalar, with running statistics."""
+        """Top-1 accuracy in [0, 1], a scalar, with running statistics; NaN if a logit is."""
         self.eval()
-        return (self(features).argmax(dim=1) == labels).float().mean()
+        return _top1(self(features), labels)
 
     def training_state(self) -> dict[str, Any]:
         """Parameters, statistics and optimizer, to resume from."""
         return {"probe": self.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Resume from :meth:`training_state`."""
+    def load_training_state(self, state: dict[str, Any]) -> list[str]:
+        """Resume from :meth:`training_state`, as far as it fits.
+
+        Returns:
+            What does not fit, in words, and starts anew: the probe if the number of classes
+            or the features have changed, or its optimizer.
+        """
+        weight = state.get("probe", {}).get("classifier.weight")
+        shape = None if weight is None else tuple(weight.shape)
+        if shape != tuple(self.classifier.weight.shape):
+            return [
+                f"the checkpoint's has weights {shape}, this one "
+                f"{tuple(self.classifier.weight.shape)}: it starts anew"
+            ]
         self.load_state_dict(state["probe"])
         # Optimizers keep what they are given.
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        saved = copy.deepcopy(state["optimizer"])
+        groups = [
+            [set(group) for group in each["param_groups"]]
+            for each in (saved, self.optimizer.state_dict())
+        ]
+        if groups[0] != groups[1]:
+            return ["the checkpoint's has another optimizer: its optimizer starts anew"]
+        self.optimizer.load_state_dict(saved)
+        return []
+
+
+def _top1(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of rows whose largest logit is their label's; NaN if a logit is NaN."""
+    share = (logits.argmax(dim=1) == labels).float().mean()
+    return torch.where(logits.isnan().any(), torch.nan, share)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .pixels import unit_range
+
 GREY = 0.5
 LINE = 2  # white pixels between pictures
 MIN_SIDE = 96  # smaller pictures are enlarged by a whole factor
@@ -16,12 +18,15 @@ def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = No
     """One row per image: the image, the masked image, and the reconstruction if there is one.
 
     Masked patches are grey; where there is a reconstruction it fills them, and the last
-    column is the reconstruction everywhere.
+    column is the reconstruction everywhere. Of images that are not RGB one channel is shown
+    in grey, and three or more channels as RGB are the first three.
 
     Args:
-        images: ``(B, 3, H, W)`` floating in [0, 1].
+        images: ``(B, C, H, W)`` floating; brought into [0, 1] by
+            :func:`~mim_plugins.analysis.pixels.unit_range` if they leave it.
         mask: ``(B, rows, columns)``, True or 1 = removed.
-        reconstruction: ``(B, 3, H, W)`` floating; clipped to [0, 1].
+        reconstruction: ``(B, C, H, W)`` floating, on the scale of the images; clipped to
+            [0, 1], and where it is NaN shown in black.
 
     Returns:
         ``(height, width, 3)`` uint8 on the CPU.
@@ -29,8 +34,8 @@ def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = No
     Raises:
         ValueError: If shapes do not fit.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     if mask.ndim != 3 or len(mask) != len(images):
         raise ValueError(
             f"mask must have shape ({len(images)}, rows, columns), got {tuple(mask.shape)}"
@@ -40,13 +45,14 @@ def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = No
             f"reconstruction must have the images' shape {tuple(images.shape)}, got "
             f"{tuple(reconstruction.shape)}"
         )
-    images = images.float()
+    images, *others = unit_range(images, *([] if reconstruction is None else [reconstruction]))
+    shown = slice(0, 3 if images.shape[1] >= 3 else 1)
+    images, *others = (each[:, shown].expand(-1, 3, -1, -1) for each in (images, *others))
     removed = F.interpolate(mask[:, None].float(), images.shape[2:], mode="nearest") > 0.5
     columns = [images, torch.where(removed, images.new_tensor(GREY), images)]
-    if reconstruction is not None:
-        reconstruction = reconstruction.float()
-        columns += [torch.where(removed, reconstruction, images), reconstruction]
-    pictures = torch.stack(columns, dim=1).clamp(0, 1)  # (B, columns, 3, H, W)
+    for predicted in others:
+        columns += [torch.where(removed, predicted, images), predicted]
+    pictures = torch.stack(columns, dim=1).nan_to_num().clamp(0, 1)  # (B, columns, 3, H, W)
     factor = -(-MIN_SIDE // min(images.shape[2:]))
     pictures = pictures.repeat_interleave(factor, 3).repeat_interleave(factor, 4)
     pictures = F.pad(pictures, (0, LINE, 0, LINE), value=1.0)

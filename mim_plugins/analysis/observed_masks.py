@@ -52,16 +52,15 @@ class ObservedMasks:
     def add(self, mask: Tensor) -> None:
         """Keep masks ``(B, rows, columns)``, True or 1 = removed.
 
+        Masks of another grid than the first since the last report are left out.
+
         Raises:
-            ValueError: If they have another grid than those before.
+            ValueError: If ``mask`` has another number of dimensions.
         """
         if mask.ndim != 3:
             raise ValueError(f"mask must have shape (B, rows, columns), got {tuple(mask.shape)}")
         if self._masks and mask.shape[1:] != self._masks[0].shape[1:]:
-            raise ValueError(
-                f"mask must have the grid of those before, {tuple(self._masks[0].shape[1:])}, got "
-                f"{tuple(mask.shape[1:])}"
-            )
+            return
         mask = mask.detach()[: self.limit - self._number].bool()
         if len(mask):
             self._masks.append(mask)
@@ -81,10 +80,9 @@ class ObservedMasks:
             return {}
         masks = torch.cat(self._masks)
         self._masks, self._number = [], 0
-        if self.hierarchy is None:
-            grid = (masks.shape[1], masks.shape[2])
-            self.hierarchy = LatentHierarchy.quadtree(grid, self.branching)
-        found = mask_abstraction(self.hierarchy, masks.flatten(1))
+        grid = (masks.shape[1], masks.shape[2])
+        hierarchy = self.hierarchy or LatentHierarchy.quadtree(grid, self.branching)
+        found = mask_abstraction(hierarchy, masks.flatten(1))
         located = {
             f"located_{height}": share.item()
             for height, share in enumerate(found.located.mean(dim=0), start=1)

@@ -20,14 +20,14 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
     al., 2004) and FSIM (Zhang et al., 2011; its colour form) compare structure.
 
     Args:
-        reconstruction: ``(B, C, H, W)`` floating, RGB (C = 3) or grey (C = 1). Values
-            outside [0, 1] are clipped: they are no image.
+        reconstruction: ``(B, C, H, W)`` floating. Values outside [0, 1] are clipped: they
+            are no image. FSIM is its colour form for C = 3, and else the mean over channels.
         images: The originals, same shape, in [0, 1].
 
     Returns:
         ``mse`` (in units of the full range squared), ``psnr`` (dB; at most 80, a perfect
         reconstruction), ``ssim`` (at most 1) and ``fsim`` (about 0 to 1), each ``(B,)``
-        float32.
+        float32; NaN where a reconstruction or image is NaN or infinite.
 
     Raises:
         ImportError: If piq is not installed.
@@ -55,10 +55,8 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
             f"reconstruction must have the shape of images, {tuple(images.shape)}, got "
             f"{tuple(reconstruction.shape)}"
         )
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise ValueError(
-            f"images must have shape (B >= 1, 1 or 3, H, W), got {tuple(images.shape)}"
-        )
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
     if min(images.shape[2:]) < SMALLEST_IMAGE:
         raise ValueError(
             f"images must have at least {SMALLEST_IMAGE} pixels a side, got "
@@ -73,11 +71,16 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
     # Sums over an image lose precision in float16.
     original = images.float().clamp(0, 1)
     predicted = reconstruction.float().clamp(0, 1)
-    return {
+    finite = (reconstruction.isfinite() & images.isfinite()).flatten(1).all(dim=1)
+    predicted[~finite] = original[~finite] = 0.5  # piq looks at the whole batch
+    colour = images.shape[1] == 3
+    grey = [each if colour else each.flatten(0, 1)[:, None] for each in (predicted, original)]
+    scores = {
         "mse": (predicted - original).square().flatten(1).mean(dim=1),
         "psnr": piq.psnr(predicted, original, data_range=1.0, reduction="none"),
         "ssim": piq.ssim(predicted, original, data_range=1.0, reduction="none"),
-        "fsim": piq.fsim(
-            predicted, original, data_range=1.0, reduction="none", chromatic=images.shape[1] == 3
-        ),
+        "fsim": piq.fsim(*grey, data_range=1.0, reduction="none", chromatic=colour)
+        .view(len(images), -1)
+        .mean(dim=1),
     }
+    return {name: torch.where(finite, score, torch.nan) for name, score in scores.items()}

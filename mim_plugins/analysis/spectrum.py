@@ -16,13 +16,16 @@ def singular_spectrum(features: Tensor) -> Tensor:
 
     Returns:
         ``(min(n, D),)`` float64, descending. Rows of zero norm count as zero; if all are
-        zero the spectrum is that of a constant, ``[1, 0, ...]``.
+        zero the spectrum is that of a constant, ``[1, 0, ...]``. All NaN if a feature is NaN
+        or infinite.
 
     Raises:
         ValueError: If ``features`` has another shape.
     """
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must have shape (n >= 2, D), got {tuple(features.shape)}")
+    if not features.isfinite().all():
+        return torch.full((min(features.shape),), torch.nan, dtype=torch.float64)
     values = torch.linalg.svdvals(F.normalize(features.double(), dim=1))
     total = values.sum()
     collapsed = torch.zeros_like(values)
@@ -41,7 +44,8 @@ def effective_rank(features: Tensor) -> float:
         features: ``(n, D)``, one row per image, n >= 2 (the paper takes n = 100).
 
     Returns:
-        Between 1 (all features on a line) and ``min(n, D)`` (equal singular values).
+        Between 1 (all features on a line) and ``min(n, D)`` (equal singular values); NaN if a
+        feature is NaN or infinite.
 
     Example:
         >>> round(effective_rank(torch.eye(8)), 6)

@@ -14,9 +14,10 @@ else:
     check_versions(lightly, timm, pytorch_lightning, extra="lightly")
 
 from ..regularizers import MutualInformationLoss, UniformityLoss
-from .analysis.callbacks import EffectiveRank, OnlineProbe
+from .analysis.feature_monitor import EffectiveRank, FeatureMonitor
 from .analysis.hierarchical_masking import HierarchicalMaskingAnalyzer
-from .analysis.mask_visualization import MaskVisualization
+from .analysis.mask_visualization import MaskVisualization, mask_picture
+from .analysis.online_probe import OnlineProbe
 from .masking import dpp_block_mask, dpp_token_mask, token_mask
 from .mixing.mixing import MixMaskLoss
 from .regularizers.boundary import BoundaryCriterion
@@ -27,6 +28,7 @@ __all__ = [
     "BoundaryCriterion",
     "EffectiveRank",
     "EpochSeed",
+    "FeatureMonitor",
     "HierarchicalMaskingAnalyzer",
     "MaskVisualization",
     "MemoryBankCheckpoint",
@@ -36,6 +38,7 @@ __all__ = [
     "UniformityLoss",
     "dpp_block_mask",
     "dpp_token_mask",
+    "mask_picture",
     "token_mask",
     "wrap",
 ]

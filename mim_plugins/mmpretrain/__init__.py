@@ -26,9 +26,9 @@ from mmpretrain.registry import TASK_UTILS
 
 from .. import masking as _masking
 from . import remedies
-from .analysis.effective_rank import EffectiveRankHook
+from .analysis.feature_monitor import EffectiveRankHook, FeatureMonitorHook
 from .analysis.hierarchical_masking import HierarchicalMaskingAnalyzer
-from .analysis.mask_visualization import MaskVisualizationHook
+from .analysis.mask_visualization import MaskVisualizationHook, mask_picture
 from .analysis.metrics import ReconstructionMetric, ReconstructionTestLoop
 from .analysis.online_probe import OnlineProbeHook
 from .analysis.reconstruction import reconstruct
@@ -70,6 +70,7 @@ __all__ = [
     "DPPMaskGenerator",
     "EffectiveRankHook",
     "EpochSeedHook",
+    "FeatureMonitorHook",
     "HierarchicalMaskingAnalyzer",
     "MISimMIM",
     "MaskVisualizationHook",
@@ -91,6 +92,7 @@ __all__ = [
     "USimMIM",
     "UniformityHead",
     "ViTPyramid",
+    "mask_picture",
     "reconstruct",
     "remedies",
 ]

@@ -58,6 +58,16 @@ def test_masks_that_locate_nothing() -> None:
     assert math.isnan(report["height"])
 
 
+def test_masks_of_another_grid_wait_for_the_next_report() -> None:
+    observed = ObservedMasks()
+    observed.add(torch.zeros(1, 4, 4))
+    observed.add(torch.ones(3, 2, 6))
+    assert observed.report()["masks"] == 1
+    observed.add(torch.ones(3, 2, 6))
+    report = observed.report()
+    assert (report["masks"], report["mask_ratio"]) == (3, 1)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="limit"):
         ObservedMasks(limit=0)
@@ -68,8 +78,5 @@ def test_bad_input() -> None:
     with pytest.raises(TypeError, match="hierarchy"):
         ObservedMasks(hierarchy="tree")
     observed = ObservedMasks()
-    observed.add(torch.zeros(1, 4, 4))
-    with pytest.raises(ValueError, match="grid"):
-        observed.add(torch.zeros(1, 8, 8))
     with pytest.raises(ValueError, match="rows, columns"):
         observed.add(torch.zeros(1, 16))

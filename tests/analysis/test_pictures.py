@@ -1,10 +1,20 @@
+import json
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
-from mim_plugins.analysis import effective_rank, mask_mosaic, plot_spectra, singular_spectrum
+from mim_plugins.analysis import (
+    History,
+    effective_rank,
+    mask_mosaic,
+    plot_spectra,
+    singular_spectrum,
+)
 
 
 def test_spectra_are_drawn_as_given() -> None:
@@ -51,7 +61,7 @@ def test_mosaic_of_a_rectangle() -> None:
 @pytest.mark.parametrize(
     ("images", "mask", "predicted", "named"),
     [
-        ((2, 1, 8, 8), (2, 2, 2), None, "images"),
+        ((1, 8, 8), (2, 2, 2), None, "images"),
         ((2, 3, 8, 8), (1, 2, 2), None, "mask"),
         ((2, 3, 8, 8), (2, 4), None, "mask"),
         ((2, 3, 8, 8), (2, 2, 2), (2, 3, 8, 4), "reconstruction"),
@@ -62,3 +72,40 @@ def test_wrong_shapes_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{named} must have"):
         mask_mosaic(torch.rand(images), torch.zeros(mask), predicted and torch.rand(predicted))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+def test_mosaic_of_any_channels(channels: int) -> None:
+    images = torch.rand(1, channels, 96, 96)
+    mosaic = mask_mosaic(images, torch.zeros(1, 2, 2), images)
+    shown = images[0, :3] if channels >= 3 else images[0, :1].expand(3, -1, -1)
+    expected = (shown * 255).round().to(torch.uint8).permute(1, 2, 0)
+    for column in range(4):
+        assert torch.equal(mosaic[:, 98 * column :][:, :96], expected)
+
+
+def test_mosaic_of_other_statistics_and_of_nan() -> None:
+    images = torch.rand(1, 3, 96, 96)
+    images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    stretched = mask_mosaic(images * 5000 - 1000, torch.zeros(1, 2, 2))
+    assert torch.equal(stretched, mask_mosaic(images, torch.zeros(1, 2, 2)))
+    hidden = mask_mosaic(images, torch.ones(1, 2, 2), images * torch.nan)
+    assert torch.equal(hidden[:, :96], stretched[:, :96])
+    assert (hidden[:, 196:] <= 0).sum() > 2 * 96 * 96 * 3 - 1  # diverged: black
+
+
+def test_history_is_drawn_and_written(tmp_path: Path) -> None:
+    history = History("figures")
+    for step, value in ((0, 3.0), (1, math.nan), (2, 4.0)):
+        numbers = history.add({"rank": value, "curve": [1.0, 0.1]}, step, 10 * step, tmp_path)
+        assert list(numbers) == ["rank"]
+    rank, curve = history.draw("iteration").axes
+    assert np.array_equal(rank.lines[0].get_ydata(), [3.0, np.nan, 4.0], equal_nan=True)
+    assert (rank.get_xlabel(), rank.get_ylabel(), len(curve.lines)) == ("iteration", "rank", 3)
+    lines = (tmp_path / "figures.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iter"] for line in lines] == [0, 10, 20]
+    assert json.loads(lines[2]) == history.entries[2]
+    history.add({"curve": [math.nan, math.nan]}, 3, 30, None)  # diverged: drawn all the same
+    figure_to_png = history.draw().savefig
+    figure_to_png(tmp_path / "figures.png")
+    assert (tmp_path / "figures.png").stat().st_size > 1000

@@ -82,7 +82,7 @@ def test_images_are_scored_one_by_one_and_clipped(photos: torch.Tensor) -> None:
     ("arguments", "error", "match"),
     [
         ((torch.rand(1, 3, 32, 32), torch.rand(1, 3, 16, 16)), ValueError, "shape of images"),
-        ((torch.rand(1, 2, 32, 32),) * 2, ValueError, "1 or 3"),
+        ((torch.rand(2, 32, 32),) * 2, ValueError, "B, C, H, W"),
         ((torch.rand(1, 3, 8, 8),) * 2, ValueError, "16 pixels"),
         ((torch.rand(1, 3, 32, 32), 255 * torch.ones(1, 3, 32, 32)), ValueError, r"\[0, 1\]"),
         ((torch.zeros(1, 3, 32, 32).byte(),) * 2, TypeError, "floating"),
@@ -91,3 +91,25 @@ def test_images_are_scored_one_by_one_and_clipped(photos: torch.Tensor) -> None:
 def test_bad_input(arguments: tuple, error: type, match: str) -> None:
     with pytest.raises(error, match=match):
         reconstruction_scores(*arguments)
+
+
+def test_any_number_of_channels() -> None:
+    """A channel repeated is as well reconstructed as the channel alone."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 32, 32)
+    noisy = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+    one = reconstruction_scores(noisy, images)
+    for channels in (2, 4, 12):
+        many = reconstruction_scores(
+            noisy.expand(2, channels, 32, 32), images.expand(2, channels, 32, 32)
+        )
+        for name, value in one.items():
+            torch.testing.assert_close(many[name], value, msg=f"{name} of {channels} channels")
+
+
+def test_what_is_nan_scores_nan_and_nothing_else_does() -> None:
+    images = torch.rand(3, 3, 32, 32)
+    predicted = images.clone()
+    predicted[1, 0, 5, 5] = torch.nan
+    for value in reconstruction_scores(predicted, images).values():
+        assert value.isnan().tolist() == [False, True, False]

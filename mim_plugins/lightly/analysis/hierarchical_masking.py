@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
-from lightly.transforms.utils import IMAGENET_NORMALIZE
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from ..._check import check_int, check_statistics
 from ..._observe import observing
-from ...analysis import reconstruction_scores
 from ...analysis.observed_masks import ObservedMasks
+from ...analysis.pixels import grid_of, unit_range
+from ...analysis.reconstruction import SMALLEST_IMAGE, reconstruction_scores
 from ..watch import MaskWatch, encoders
-from .callbacks import _folder, _Watch
+from .callback import MonitorCallback
 from .reconstruction import can_reconstruct, reconstruct
 
 
-class HierarchicalMaskingAnalyzer(_Watch):
+class HierarchicalMaskingAnalyzer(MonitorCallback):
     """Reports how high the latents sit that a module's own masks locate.
 
     Watches the masks that reach lightly's encoder (MAE, SimMIM, iBOT) in the first steps of
     each interval, and locates their latents in a quadtree over the patches by Theorem 1 of
     Kong et al., "Understanding Masked Autoencoders via Hierarchical Latent Variable Models",
     CVPR 2023. Modules of the shape of lightly's MAE or SimMIM also have reconstructions of
-    unmasked training images scored (section 3.1).
+    unmasked training images of at least 16 pixels a side scored (section 3.1).
 
     Every ``every_n_epochs`` epochs the figures are logged as ``analysis/<name>`` and written
     as a line of ``hierarchical_masking.jsonl`` in the trainer's log directory. Only the first
@@ -37,8 +36,9 @@ class HierarchicalMaskingAnalyzer(_Watch):
         num_masks: Masks per report. Default: 1024.
         num_images: Images to reconstruct per report, at most a batch; 0 = none. Default: 32.
         branching: Of the quadtree. Default: 2.
-        mean, std: The transform's normalisation, undone before scoring. Default: ImageNet's,
-            which is lightly's default.
+        mean, std: The transform's normalisation, undone before scoring: a number per channel, or
+            one for all. Default: ImageNet's for three channels, which is lightly's default,
+            and none for others.
 
     Raises:
         TypeError, ValueError: If an argument is out of range; when training starts, a
@@ -52,19 +52,19 @@ class HierarchicalMaskingAnalyzer(_Watch):
 
     def __init__(
         self,
+        *,
         every_n_epochs: int = 1,
         num_masks: int = 1024,
         num_images: int = 32,
         branching: int = 2,
-        mean: Sequence[float] = IMAGENET_NORMALIZE["mean"],
-        std: Sequence[float] = IMAGENET_NORMALIZE["std"],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(every_n_epochs)
+        super().__init__("hierarchical_masking", every_n_epochs)
         self.num_images = check_int("num_images", num_images, 0)
         check_int("num_masks", num_masks)
         self.observed = ObservedMasks(num_masks, branching)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
-        self.history: list[dict[str, Any]] = []
         self._images: Tensor | None = None
         self._watches: list[MaskWatch] = []
 
@@ -80,9 +80,8 @@ class HierarchicalMaskingAnalyzer(_Watch):
             self._watches = [MaskWatch(encoder, self._see) for encoder in encoders(pl_module)]
 
     def _see(self, images: Tensor, removed: Tensor, idx_mask: Tensor | None) -> None:
-        height, width = images.shape[2:]
-        rows = round((removed.shape[1] * height / width) ** 0.5)
-        self.observed.add(removed.view(len(removed), rows, -1))
+        grid = grid_of(removed.shape[1], *images.shape[2:])
+        self.observed.add(removed.view(len(removed), *grid))
         if self._images is None:
             self._images = images[: self.num_images].detach()
 
@@ -99,28 +98,16 @@ class HierarchicalMaskingAnalyzer(_Watch):
             watch.remove()
         self._watches = []
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, every ``every_n_epochs`` epochs."""
-        if not trainer.is_global_zero or not self._is_due(trainer):
-            return
+    def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The abstraction of the masks seen, and scores of reconstructions."""
         figures = self.observed.report()
         images, self._images = self._images, None
-        if images is not None and len(images) and can_reconstruct(pl_module):
+        if images is None or not len(images) or min(images.shape[2:]) < SMALLEST_IMAGE:
+            return figures
+        if can_reconstruct(pl_module, images.shape[1]):
             with observing(pl_module), trainer.precision_plugin.forward_context():
                 pair = reconstruct(pl_module, images, self.mean, self.std)
-            scores = reconstruction_scores(pair[0], pair[1].clamp(0, 1))
+            images, predicted = unit_range(pair[1], pair[0])
+            scores = reconstruction_scores(predicted, images)
             figures |= {name: value.mean().item() for name, value in scores.items()}
-        for name, value in figures.items():
-            pl_module.log(f"analysis/{name}", value, rank_zero_only=True)
-        entry = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, **figures}
-        self.history.append(entry)
-        with (_folder(trainer) / "hierarchical_masking.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured, saved in checkpoints."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from what was measured."""
-        self.history = list(state_dict["history"])
+        return figures

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
-from math import isqrt
 from typing import Any
 
 import torch
@@ -13,18 +13,19 @@ from lightly.models.modules.masked_vision_transformer import MaskedVisionTransfo
 from lightly.models.modules.masked_vision_transformer_decoder import (
     MaskedVisionTransformerDecoder,
 )
-from lightly.transforms.utils import IMAGENET_NORMALIZE
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torchvision.io import write_png
 
 from ..._check import check_int, check_statistics
+from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
-from ..watch import MaskWatch, prefix_tokens
-from .callbacks import _folder, _Watch
+from ...analysis.pixels import grid_of, patchify, unpatchify
+from ..watch import MaskWatch, encoders, prefix_tokens
+from .callback import log_folder, pixels
 
 
-class MaskVisualization(_Watch):
+class MaskVisualization(Callback):
     """Pictures a training step: images, masks, and reconstructions where they are pixels.
 
     In the first step of every ``every_n_epochs``-th epoch it keeps what the step itself
@@ -38,8 +39,9 @@ class MaskVisualization(_Watch):
     Args:
         every_n_epochs: Default: 1.
         num_images: Number of images, at most a batch. Default: 8.
-        mean, std: The transform's normalisation, undone for the picture. Default:
-            ImageNet's, which is lightly's default.
+        mean, std: The transform's normalisation, undone for the picture: a number per channel, or
+            one for all. Default: ImageNet's for three channels, which is lightly's default,
+            and none for others.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -49,25 +51,20 @@ class MaskVisualization(_Watch):
 
     def __init__(
         self,
+        *,
         every_n_epochs: int = 1,
         num_images: int = 8,
-        mean: Sequence[float] = IMAGENET_NORMALIZE["mean"],
-        std: Sequence[float] = IMAGENET_NORMALIZE["std"],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(every_n_epochs)
+        self.every_n_epochs = check_int("every_n_epochs", every_n_epochs)
         self.num_images = check_int("num_images", num_images)
-        self.mean = torch.tensor(check_statistics("mean", mean))
-        self.std = torch.tensor(check_statistics("std", std))
-        self._seen: dict[str, Any] = {}
-        self._undo: list[Any] = []
+        self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
+        self._step: _StepWatch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to look at."""
-        if not any(isinstance(module, MaskedVisionTransformer) for module in pl_module.modules()):
-            raise TypeError(
-                "MaskVisualization needs a module with one of lightly's MaskedVisionTransformer, "
-                f"{type(pl_module).__name__} has none"
-            )
+        encoders(pl_module, type(self).__name__)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -75,34 +72,8 @@ class MaskVisualization(_Watch):
         """Keep what the step masks and predicts, if it is to be pictured."""
         if batch_idx or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
             return
-        for module in pl_module.modules():
-            if isinstance(module, MaskedVisionTransformer):
-                self._undo.append(MaskWatch(module, partial(self._see_masks, module)).remove)
-            elif isinstance(module, MaskedVisionTransformerDecoder):
-                handle = module.register_forward_pre_hook(self._see_decoder, with_kwargs=True)
-                self._undo.append(handle.remove)
-        if isinstance(getattr(pl_module, "criterion", None), nn.Module):
-            handle = pl_module.criterion.register_forward_pre_hook(self._see_criterion)
-            self._undo.append(handle.remove)
+        self._step = _StepWatch(pl_module)
 
-    def _see_masks(
-        self, module: nn.Module, images: Tensor, removed: Tensor, idx_mask: Tensor | None
-    ) -> None:
-        for name, value in (
-            ("images", images),
-            ("removed", removed),
-            ("idx_mask", idx_mask),
-            ("prefix", prefix_tokens(module)),
-        ):
-            self._seen.setdefault(name, value)
-
-    def _see_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._seen.setdefault("predicted_idx", kwargs.get("idx_mask"))
-
-    def _see_criterion(self, module: nn.Module, args: tuple) -> None:
-        self._seen.setdefault("criterion", args)
-
-    @torch.no_grad()
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -112,35 +83,105 @@ class MaskVisualization(_Watch):
         batch_idx: int,
     ) -> None:
         """Draw the picture of the step."""
-        if not self._undo:
+        if self._step is None:
             return
-        for undo in self._undo:
-            undo()
-        self._undo.clear()
-        seen, self._seen = self._seen, {}
-        if "images" not in seen:
-            raise RuntimeError("MaskVisualization saw no masked images in the training step")
-        images, removed = seen["images"], seen["removed"]
-        side = isqrt(removed.shape[1])
-        predicted = _reconstruction(seen)
-        number = self.num_images
-        picture = mask_mosaic(
-            self._pixels(images[:number]),
-            removed[:number].view(-1, side, side),
-            None if predicted is None else self._pixels(predicted[:number]),
-        )
+        step, self._step = self._step, None
+        picture = step.picture(self.num_images, self.mean, self.std)
         epoch = trainer.current_epoch + 1
-        write_png(picture.permute(2, 0, 1), str(_folder(trainer) / f"masks_{epoch}.png"))
+        write_png(picture.permute(2, 0, 1), str(log_folder(trainer) / f"masks_{epoch}.png"))
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image("masks", picture.numpy(), epoch, dataformats="HWC")
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        std, mean = (value.to(images.device)[:, None, None] for value in (self.std, self.mean))
-        return images.float() * std + mean
+            experiment: Any = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_image"):
+                experiment.add_image("masks", picture.numpy(), epoch, dataformats="HWC")
 
 
-def _reconstruction(seen: dict[str, Any]) -> Tensor | None:
+def mask_picture(
+    module: LightningModule,
+    batch: Any,
+    num_images: int = 8,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Tensor:
+    """Images, masks that the module draws for them, and what it reconstructs, as one picture.
+
+    The same picture as :class:`MaskVisualization` draws while training, for a module by
+    itself. The module is copied: it stays as it is, and so do random states.
+
+    Args:
+        module: With a ``training_step`` and one of lightly's ``MaskedVisionTransformer``.
+        batch: As its ``training_step`` takes it.
+        num_images: Number of images, at most the batch. Default: 8.
+        mean, std: As of :class:`MaskVisualization`.
+
+    Returns:
+        ``(height, width, 3)`` uint8 on the CPU.
+
+    Raises:
+        TypeError: If the module has no ``MaskedVisionTransformer``.
+        RuntimeError: If nothing was masked.
+    """
+    encoders(module, "mask_picture")
+    module = copy.deepcopy(module, {id(module._trainer): None})
+    with observing(module):
+        step = _StepWatch(module)
+        module.training_step(batch, 0)
+        return step.picture(num_images, mean, std)
+
+
+class _StepWatch:
+    """Keeps what one step gives to lightly's blocks, until it is pictured."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self.seen: dict[str, Any] = {}
+        self.undo: list[Any] = []
+        for part in module.modules():
+            if isinstance(part, MaskedVisionTransformer):
+                self.undo.append(MaskWatch(part, partial(self._see_masks, part)).remove)
+            elif isinstance(part, MaskedVisionTransformerDecoder):
+                handle = part.register_forward_pre_hook(self._see_decoder, with_kwargs=True)
+                self.undo.append(handle.remove)
+        criterion = getattr(module, "criterion", None)
+        if isinstance(criterion, nn.Module):
+            handle = criterion.register_forward_pre_hook(self._see_criterion)
+            self.undo.append(handle.remove)
+
+    def _see_masks(
+        self, encoder: nn.Module, images: Tensor, removed: Tensor, idx_mask: Tensor | None
+    ) -> None:
+        for name, value in (
+            ("images", images),
+            ("removed", removed),
+            ("idx_mask", idx_mask),
+            ("prefix", prefix_tokens(encoder)),
+        ):
+            self.seen.setdefault(name, value)
+
+    def _see_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.seen.setdefault("predicted_idx", kwargs.get("idx_mask"))
+
+    def _see_criterion(self, module: nn.Module, args: tuple) -> None:
+        self.seen.setdefault("criterion", args)
+
+    @torch.no_grad()
+    def picture(
+        self, number: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> Tensor:
+        """Stop watching, and draw: ``(height, width, 3)`` uint8 on the CPU."""
+        for undo in self.undo:
+            undo()
+        if "images" not in self.seen:
+            raise RuntimeError("MaskVisualization saw no masked images in the training step")
+        images, removed = self.seen["images"], self.seen["removed"]
+        grid = grid_of(removed.shape[1], *images.shape[2:])
+        predicted = _reconstruction(self.seen, grid)
+        return mask_mosaic(
+            pixels(images[:number], mean, std),
+            removed[:number].view(-1, *grid),
+            None if predicted is None else pixels(predicted[:number], mean, std),
+        )
+
+
+def _reconstruction(seen: dict[str, Any], grid: tuple[int, int]) -> Tensor | None:
     """The images with predicted patches, if what is predicted are the images' patches."""
     index = seen["idx_mask"] if seen["idx_mask"] is not None else seen.get("predicted_idx")
     pair = seen.get("criterion", ())
@@ -148,12 +189,12 @@ def _reconstruction(seen: dict[str, Any]) -> Tensor | None:
         return None
     predicted, target = pair
     images = seen["images"]
-    patch = isqrt(images.shape[2] * images.shape[3] // seen["removed"].shape[1])
-    patches = utils.patchify(images, patch)
+    patch = images.shape[2] // grid[0]
+    patches = patchify(images, patch)
     where = index - seen["prefix"]
     if predicted.shape != target.shape or target.shape != (*where.shape, patches.shape[2]):
         return None
     if not torch.allclose(utils.get_at_index(patches, where), target.to(patches.dtype)):
         return None  # normalised patches, say: these are no pixels
     patches = utils.set_at_index(patches, where, predicted.to(patches.dtype))
-    return utils.unpatchify(patches, patch, channels=images.shape[1])
+    return unpatchify(patches, patch, *images.shape[2:])

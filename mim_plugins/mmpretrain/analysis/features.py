@@ -22,7 +22,7 @@ from ..._pool import pool
 from ..encoders import num_prefix_tokens
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """The algorithm inside a (distributed) model wrapper."""
     return model.module if is_model_wrapper(model) else model
 
@@ -32,7 +32,7 @@ def first_view(inputs: Tensor | list[Tensor]) -> Tensor:
     return inputs if isinstance(inputs, Tensor) else inputs[0]
 
 
-def preprocess(model: nn.Module, batch: dict) -> tuple[Tensor, Any]:
+def preprocess(model: Any, batch: dict) -> tuple[Tensor, Any]:
     """What the algorithm's own preprocessor makes of a batch of a data loader.
 
     Returns:
@@ -66,17 +66,18 @@ def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Ten
     if isinstance(runner.model, FullyShardedDataParallel):
         raise TypeError(
             "features cannot be taken from a model whose weights are sharded (FSDP): remove "
-            "EffectiveRankHook and OnlineProbeHook from custom_hooks, or train with DDP"
+            "EffectiveRankHook, FeatureMonitorHook and OnlineProbeHook from custom_hooks, or "
+            "train with DDP"
         )
     model = unwrap(runner.model)
     with observing(model), _autocast(runner):
         output = _encode(model, images)
         if isinstance(output, list | tuple):
             output = output[-1]
-        return pool(output, token, num_prefix_tokens(model.backbone))
+        return pool(output, token, num_prefix_tokens(model.backbone)).float()
 
 
-def _encode(model: nn.Module, images: Tensor) -> Any:
+def _encode(model: Any, images: Tensor) -> Any:
     if isinstance(model.backbone, MFFViT):
         # Its forward(mask=None) masks all the same.
         return VisionTransformer.forward(model.backbone, images)
@@ -101,43 +102,58 @@ def _autocast(runner: Runner) -> Any:
 
 
 class StepCapture:
-    """Keeps the preprocessed batch of one training step, by a forward hook."""
+    """Keeps the preprocessed batch of one step, and what parts of the model return, by hooks.
 
-    def __init__(self, runner: Runner) -> None:
-        self.data: dict | None = None
-        preprocessor = unwrap(runner.model).data_preprocessor
-        self._handle = preprocessor.register_forward_hook(self._keep)
+    Args:
+        model: The algorithm.
+        *parts: Names of its modules; one that it lacks gives nothing.
+    """
 
-    def _keep(self, module: nn.Module, args: tuple, output: dict) -> None:
-        if self.data is None:
-            self.data = output
+    def __init__(self, model: nn.Module, *parts: str) -> None:
+        self.kept: dict[str, Any] = {}
+        modules = {name: getattr(model, name, None) for name in ("data_preprocessor", *parts)}
+        self._handles = [
+            module.register_forward_hook(self._keep(name))
+            for name, module in modules.items()
+            if isinstance(module, nn.Module)
+        ]
 
-    def release(self) -> dict:
-        """Remove the hook and give the batch away.
+    def _keep(self, name: str) -> Any:
+        def keep(module: nn.Module, args: tuple, output: Any) -> None:
+            self.kept.setdefault(name, output)
+
+        return keep
+
+    def release(self) -> tuple[dict, dict[str, Any]]:
+        """Remove the hooks, and give the batch and the outputs of the parts away.
 
         Raises:
             RuntimeError: If the step never called its preprocessor.
         """
-        self._handle.remove()
-        if self.data is None:
+        for handle in self._handles:
+            handle.remove()
+        kept, self.kept = self.kept, {}
+        if "data_preprocessor" not in kept:
             raise RuntimeError(
                 "the training step did not call the model's data_preprocessor: hooks of "
                 "mim_plugins need train_step() of mmengine's BaseModel"
             )
-        data, self.data = self.data, None
-        return data
+        return kept.pop("data_preprocessor"), kept
 
 
-def fixed_images(runner: Runner, number: int, dataloader: dict | None = None) -> Tensor:
+def fixed_images(
+    runner: Runner, number: int, dataloader: dict | None = None, views: int = 1
+) -> Tensor:
     """Images to look at again and again: evenly spaced ones of a data set, preprocessed.
 
     Args:
         runner: Gives the training data set and the preprocessor.
         number: How many; fewer if the data set has fewer.
         dataloader: A data loader config of another data set than the training one.
+        views: How often each image is taken from the data set, to be augmented anew.
 
     Returns:
-        ``(number, C, H, W)`` on the CPU.
+        ``(number, views, C, H, W)`` on the CPU.
 
     Raises:
         TypeError: If the training data set has no length, as iterable ones.
@@ -152,9 +168,9 @@ def fixed_images(runner: Runner, number: int, dataloader: dict | None = None) ->
             )
         number = min(number, len(dataset))
         picked = torch.linspace(0, len(dataset) - 1, number).long().tolist()
-        batch = loader.collate_fn([dataset[index] for index in picked])
-        model = unwrap(runner.model)
-        return preprocess(model, batch)[0].cpu()
+        batch = loader.collate_fn([dataset[index] for index in picked for _ in range(views)])
+        images = preprocess(unwrap(runner.model), batch)[0].cpu()
+        return images.unflatten(0, (number, views))
 
 
 def check_dataloader(name: str, dataloader: Any) -> None:

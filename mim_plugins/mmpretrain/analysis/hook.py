@@ -1,13 +1,18 @@
-"""What the hooks share: when they are due, and figures as images."""
+"""What the hooks share: when they are due, and where their figures go."""
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..._check import check_bool, check_int
+from ...analysis.history import History
 
 
 class Interval:
@@ -34,6 +39,84 @@ class Interval:
         """Whether an action is due after this iteration, ``runner.iter`` counting from 0."""
         done = runner.iter + 1
         return not self.by_epoch and (done % self.interval == 0 or done == runner.max_iters)
+
+
+class MonitorHook(Hook):
+    """Schedules and publishes; what is measured is :meth:`figures`, which subclasses give.
+
+    Numbers are logged as ``<prefix>/<name>`` (log, message hub, visualizer), and everything is
+    a line of ``<work_dir>/<timestamp>/vis_data/<name>.jsonl`` and saved in checkpoints under
+    ``name``, so that a resumed run continues its history.
+
+    Args:
+        name: Of the file, the figure and the entry of checkpoints.
+        interval: Epochs, or iterations, between measurements.
+        by_epoch: Whether ``interval`` counts epochs.
+
+    Attributes:
+        prefix: Of the published numbers.
+        key: Of checkpoints, ``name`` unless a subclass sets another.
+        drawn: Whether the history is also published as the image ``<name>``.
+    """
+
+    prefix = "analysis"
+    drawn = False
+
+    def __init__(self, name: str, interval: int, by_epoch: bool) -> None:
+        self.due = Interval(interval, by_epoch)
+        self.history = History(name)
+        self.key = name
+
+    def figures(self, runner: Runner) -> dict[str, Any]:
+        """What to publish now: numbers, and curves as lists; empty for nothing."""
+        raise NotImplementedError
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Measure, every ``interval`` epochs."""
+        if self.due.after_epoch(runner):
+            self.measure(runner, step=runner.epoch + 1)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
+        """Measure, every ``interval`` iterations if so configured."""
+        if self.due.after_iter(runner):
+            self.measure(runner, step=runner.iter + 1)
+
+    def measure(self, runner: Runner, step: int) -> dict[str, float]:
+        """Measure, publish and return the numbers."""
+        figures = self.figures(runner)
+        if not figures:
+            return {}
+        folder = Path(runner.log_dir, "vis_data") if is_main_process() else None
+        numbers = self.history.add(figures, step, runner.iter, folder)
+        logged = {f"{self.prefix}/{name}": value for name, value in numbers.items()}
+        for name, value in logged.items():
+            runner.message_hub.update_scalar(name, value)
+        if logged:
+            runner.visualizer.add_scalars(logged, step=step)
+        text = ", ".join(f"{name} {value:.4g}" for name, value in logged.items())
+        runner.logger.info(f"{self.due.unit} {step}: {text}")
+        if self.drawn:
+            image = figure_to_image(self.history.draw(self.due.unit))
+            runner.visualizer.add_image(self.history.name, image, step=step)
+            gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long
+        return numbers
+
+    def state(self) -> Any:
+        """What checkpoints hold."""
+        return self.history.entries
+
+    def load(self, state: Any) -> None:
+        """Continue from what a checkpoint holds."""
+        self.history.entries = list(state)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Save what was measured."""
+        checkpoint[self.key] = self.state()
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Continue, when resuming, from what was measured."""
+        if runner._resume and self.key in checkpoint:
+            self.load(checkpoint[self.key])
 
 
 def figure_to_image(figure: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt
+import copy
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from mmengine.runner import Runner
 from mmpretrain.models.selfsup import MILAN, MixMIM, SparK
 from mmpretrain.models.utils.sparse_modules import SparseHelper
 from mmpretrain.registry import HOOKS
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from ..._check import check_int
+from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
+from ...analysis.pixels import grid_of
 from .features import StepCapture, first_view, unwrap
 from .hook import Interval
 from .reconstruction import _pixels, with_statistics_of
@@ -47,13 +50,10 @@ class MaskVisualizationHook(Hook):
         TypeError: In the first pictured step, if the algorithm has no masks.
     """
 
-    def __init__(self, interval: int = 1, by_epoch: bool = True, num_images: int = 8) -> None:
+    def __init__(self, *, interval: int = 1, by_epoch: bool = True, num_images: int = 8) -> None:
         self.due = Interval(interval, by_epoch)
-        check_int("num_images", num_images)
-        self.num_images = num_images
+        self.num_images = check_int("num_images", num_images)
         self._step: StepCapture | None = None
-        self._handles: list[Any] = []
-        self._outputs: dict[str, Any] = {}
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Have the outputs of backbone and neck kept in a step that is to be pictured."""
@@ -62,60 +62,77 @@ class MaskVisualizationHook(Hook):
             is_due = batch_idx == 0 and (runner.epoch % self.due.interval == 0 or last)
         else:
             is_due = self.due.after_iter(runner)
-        if not is_due or not is_main_process():
-            return
-        model = unwrap(runner.model)
-        self._step = StepCapture(runner)
-        for name in ("backbone", "neck"):
-            module = getattr(model, name, None)
-            if isinstance(module, nn.Module):
-                self._handles.append(module.register_forward_hook(self._keep(name)))
+        if is_due and is_main_process():
+            self._step = StepCapture(unwrap(runner.model), "backbone", "neck")
 
-    def _keep(self, name: str) -> Any:
-        def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            self._outputs.setdefault(name, output)
-
-        return keep
-
-    @torch.no_grad()
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Draw the picture of the step."""
         if self._step is None:
             return
-        data, self._step = self._step.release(), None
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        kept, self._outputs = self._outputs, {}
-        model = unwrap(runner.model)
-        images = first_view(data["inputs"])
-        mask = step_mask(model, data, kept.get("backbone"))
-        reconstruction = step_reconstruction(model, images, kept)
-        number = self.num_images
-        picture = mask_mosaic(
-            _pixels(model, images[:number]),
-            mask[:number],
-            None if reconstruction is None else _pixels(model, reconstruction[:number]),
-        )
-        step = runner.epoch + 1 if self.due.by_epoch else runner.iter + 1
-        runner.visualizer.add_image("masks", picture.numpy(), step=step)
+        step, self._step = self._step, None
+        picture = _picture(unwrap(runner.model), *step.release(), self.num_images)
+        number = runner.epoch + 1 if self.due.by_epoch else runner.iter + 1
+        runner.visualizer.add_image("masks", picture.numpy(), step=number)
 
 
-def step_mask(model: nn.Module, data: dict, encoded: Any) -> Tensor:
+def mask_picture(model: Any, batch: dict, num_images: int = 8) -> Tensor:
+    """Images, masks that the model draws for them, and what it reconstructs, as one picture.
+
+    The same picture as :class:`MaskVisualizationHook` draws while training, of any model that
+    it knows, for a model by itself. The model is copied: it stays as it is, and so do random
+    states.
+
+    Args:
+        model: The algorithm.
+        batch: As a data loader of its pipeline gives it, with ``inputs`` and
+            ``data_samples``. A bare ``inputs`` ``(B, C, H, W)`` is enough where the model
+            draws the masks.
+        num_images: Number of images, at most the batch. Default: 8.
+
+    Returns:
+        ``(height, width, 3)`` uint8 on the CPU.
+
+    Raises:
+        TypeError: If the algorithm has no masks.
+    """
+    model = copy.deepcopy(unwrap(model))  # some algorithms move their state in loss()
+    with observing(model):
+        step = StepCapture(model, "backbone", "neck")
+        inputs = batch["inputs"]
+        samples = batch.get("data_samples") or [DataSample() for _ in first_view(inputs)]
+        data = model.data_preprocessor({**batch, "data_samples": samples}, True)
+        model(**data, mode="loss")
+        return _picture(model, *step.release(), num_images)
+
+
+@torch.no_grad()
+def _picture(model: Any, data: dict, kept: dict[str, Any], number: int) -> Tensor:
+    images = first_view(data["inputs"])
+    mask = step_mask(model, data, kept, "MaskVisualizationHook")
+    reconstruction = step_reconstruction(model, images, kept)
+    return mask_mosaic(
+        _pixels(model, images[:number]),
+        mask[:number],
+        None if reconstruction is None else _pixels(model, reconstruction[:number]),
+    )
+
+
+def step_mask(model: nn.Module, data: dict, kept: dict[str, Any], user: str) -> Tensor:
     """The masks of a step, ``(B, rows, columns)`` bool, True = removed.
 
     Args:
         model: The algorithm.
         data: What its preprocessor returned.
-        encoded: What its backbone returned.
+        kept: With what its ``backbone`` returned.
+        user: Who needs them.
 
     Raises:
         TypeError: If there are none.
     """
-    samples = data.get("data_samples")
-    batch = len(first_view(data["inputs"]))
+    samples, encoded = data.get("data_samples"), kept.get("backbone")
+    images = first_view(data["inputs"])
     if samples and "mask" in samples[0]:
         return torch.stack([torch.as_tensor(sample.mask) for sample in samples]).bool()
     if isinstance(model, SparK):
@@ -126,17 +143,16 @@ def step_mask(model: nn.Module, data: dict, encoded: Any) -> Tensor:
             mask = torch.zeros_like(ids_restore, dtype=torch.bool).scatter(1, ids_dump, True)
         else:
             mask = encoded[1].flatten(1).bool()
-        side = isqrt(mask.shape[1])
-        if side**2 == mask.shape[1]:
-            # One mask for all (MixMIM), one for each, or several (the first views come first).
-            return mask.expand(batch, -1)[:batch].view(-1, side, side)
+        rows, columns = grid_of(mask.shape[1], *images.shape[2:])
+        # One mask for all (MixMIM), one for each, or several (the first views come first).
+        return mask.expand(len(images), -1)[: len(images)].view(-1, rows, columns)
     raise TypeError(
-        f"MaskVisualizationHook found no masks: {type(model).__name__} neither has them in its "
-        "data samples nor returns them from its backbone as MAE does"
+        f"{user} found no masks: {type(model).__name__} neither has them in its data samples nor "
+        "returns them from its backbone as MAE does"
     )
 
 
-def step_reconstruction(model: nn.Module, images: Tensor, kept: dict[str, Any]) -> Tensor | None:
+def step_reconstruction(model: Any, images: Tensor, kept: dict[str, Any]) -> Tensor | None:
     """What a step predicted, as preprocessed images ``(B, 3, H, W)``; None if not pixels."""
     predicted, head = kept.get("neck"), model.head
     if not isinstance(predicted, Tensor):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import is_model_wrapper
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.selfsup import MAE, SimMIM
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
 def reconstruct(
-    model: nn.Module, inputs: Tensor, data_samples: Sequence | None = None, masked: bool = False
+    model: Any, inputs: Tensor, data_samples: Sequence | None = None, masked: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Reconstruct a batch with a stock MAE or SimMIM, or a subclass of either.
 
@@ -78,7 +79,7 @@ def with_statistics_of(predicted: Tensor, images: Tensor, patch: int) -> Tensor:
     return (predicted.reshape(split) * deviation + mean).reshape(images.shape)
 
 
-def _encode_all(backbone: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _encode_all(backbone: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a MAE backbone returns for masks that remove nothing."""
     if isinstance(backbone, VisionTransformer):
         latent = backbone(inputs, mask=None)[-1]
@@ -122,7 +123,7 @@ def _simmim(
     return predicted, pixels[:, None].bool()
 
 
-def _pixels(model: nn.Module, images: Tensor) -> Tensor:
+def _pixels(model: Any, images: Tensor) -> Tensor:
     """Undo the data preprocessor's normalisation; 255 becomes 1."""
     preprocessor = model.data_preprocessor
     images = images.float()

@@ -1,4 +1,6 @@
 import json
+import math
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,21 @@ from lightly.utils.benchmarking import knn_predict
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.datasets import ImageFolder
-from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from mim_plugins.analysis import effective_rank
-from mim_plugins.lightly import EffectiveRank, MaskVisualization, OnlineProbe
-from mim_plugins.lightly.analysis.callbacks import extract_features
+from mim_plugins.analysis.pixels import patchify
+from mim_plugins.lightly import (
+    EffectiveRank,
+    FeatureMonitor,
+    HierarchicalMaskingAnalyzer,
+    MaskVisualization,
+    OnlineProbe,
+    mask_picture,
+)
+from mim_plugins.lightly.analysis.callback import extract_features
 
 from ...figures import none_left
 from ..modules import MAE
@@ -33,36 +42,45 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 class SimMIM(pl.LightningModule):
     """As lightly's example: all tokens through the encoder, a linear decoder."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, channels: int = 3, size: tuple[int, int] = (32, 32), get: object = None
+    ) -> None:
         super().__init__()
-        vit = VisionTransformer(img_size=32, patch_size=4, embed_dim=32, depth=1, num_heads=2)
+        vit = VisionTransformer(
+            img_size=size, patch_size=4, in_chans=channels, embed_dim=32, depth=1, num_heads=2
+        )
+        self.get = get or (lambda batch: batch[0][0])
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
-        self.decoder = nn.Linear(32, 48)
+        self.decoder = nn.Linear(32, 16 * channels)
         self.criterion = nn.L1Loss()
         self.seen: list[Tensor] = []
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
-        images = batch[0][0]
+        images = self.get(batch)
         _, idx_mask = utils.random_token_mask(
             size=(len(images), self.backbone.sequence_length), mask_ratio=0.6
         )
         self.seen.append(idx_mask)
         encoded = self.backbone.encode(images=images, idx_mask=idx_mask)
         predicted = self.decoder(utils.get_at_index(encoded, idx_mask))
-        target = utils.get_at_index(utils.patchify(images, 4), idx_mask - 1)
+        target = utils.get_at_index(patchify(images, 4), idx_mask - 1)
         return self.criterion(predicted, target)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+        return torch.optim.AdamW(self.parameters(), lr=1e-3, eps=1e-4)  # float16's least is 6e-8
 
 
 class SimSiamLike(pl.LightningModule):
-    """A ResNet with batch normalisation and dropout, two views."""
+    """Convolutions with batch normalisation, and dropout, two views."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(*list(resnet18().children())[:-1])
-        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(512, 16))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 32, 5, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 16))
 
     def training_step(self, batch: tuple, batch_idx: int) -> Tensor:
         first, second = (self.head(self.backbone(view)) for view in batch[0])
@@ -155,18 +173,19 @@ def test_training_stays_bit_for_bit(
     for name, value in plain.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
     metrics = trainer.callback_metrics
-    assert 1 <= metrics["effective_rank"] <= 24
-    assert 0 <= metrics["val_online_cls_top1"] <= 1
-    assert 0 < metrics["val_knn_top1"] <= 1
-    assert metrics["train_online_cls_loss"] > 0
+    assert 1 <= metrics["analysis/effective_rank"] <= 24
+    assert 0 <= metrics["probe/linear_top1"] <= 100
+    assert 1 < metrics["probe/knn_top1"] <= 100
+    assert metrics["train/probe_loss"] > 0
 
     # The comparison would notice: without the guard training takes another way.
     from contextlib import nullcontext
 
-    import mim_plugins.lightly.analysis.callbacks as module
+    from mim_plugins.lightly.analysis import callback, feature_monitor, online_probe
 
-    monkeypatch.setattr(module, "observing", lambda model: torch.no_grad())
-    monkeypatch.setattr(module, "preserve_rng", lambda seed=None: nullcontext())
+    monkeypatch.setattr(callback, "observing", lambda model: torch.no_grad())
+    for module in (feature_monitor, online_probe):
+        monkeypatch.setattr(module, "preserve_rng", lambda seed=None: nullcontext())
     unguarded = seeded(cls)
     fit(unguarded, photo_folder, tmp_path / "unguarded", *callbacks())
     same = [torch.equal(plain.state_dict()[k], v) for k, v in unguarded.state_dict().items()]
@@ -182,7 +201,7 @@ def test_effective_rank_is_that_of_the_backbone(photo_folder: Path, tmp_path: Pa
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == [0, 1, 2]
     with torch.no_grad():
-        features = model.eval().backbone(callback.images).flatten(1)
+        features = model.eval().backbone(callback.images[:, 0]).flatten(1)
     assert entries[-1]["effective_rank"] == pytest.approx(effective_rank(features), rel=1e-6)
     assert len(entries[-1]["singular_spectrum"]) == 20
     assert sum(entries[-1]["singular_spectrum"]) == pytest.approx(1)
@@ -194,8 +213,8 @@ def test_probe_learns_and_knn_is_lightlys(photo_folder: Path, tmp_path: Path) ->
     test, train = fixed_loader(photo_folder, "test"), fixed_loader(photo_folder, "train")
     probe = OnlineProbe(15, val_dataloader=test, knn_dataloader=train, every_n_epochs=2, knn_k=20)
     trainer = fit(model, photo_folder, tmp_path, probe, max_epochs=12)
-    assert trainer.callback_metrics["val_online_cls_top1"] > 3 / 15
-    results = probe.evaluate(trainer, model)
+    assert trainer.callback_metrics["probe/linear_top1"] > 300 / 15
+    results = probe.figures(trainer, model)
 
     def encode(loader: DataLoader) -> tuple[Tensor, Tensor]:
         model.eval()
@@ -212,11 +231,13 @@ def test_probe_learns_and_knn_is_lightlys(photo_folder: Path, tmp_path: Path) ->
         num_classes=15,
         knn_k=20,
     )[:, 0]
-    expected = (predicted == labels).float().mean().item()
-    assert results["val_knn_top1"] == pytest.approx(expected, abs=1e-6)
-    logits = probe.classifier(features)
-    expected = (logits.argmax(1) == labels).float().mean().item()
-    assert results["val_online_cls_top1"] == pytest.approx(expected, abs=1e-6)
+    expected = 100 * (predicted == labels).float().mean().item()
+    assert results["knn_top1"] == pytest.approx(expected, abs=1e-4)
+    logits = probe.probe.classifier.eval()(features)
+    expected = 100 * (logits.argmax(1) == labels).float().mean().item()
+    assert results["linear_top1"] == pytest.approx(expected, abs=1e-4)
+    lines = (tmp_path / "online_probe.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
 
 
 def test_resumed_callbacks_continue(photo_folder: Path, tmp_path: Path) -> None:
@@ -234,8 +255,8 @@ def test_resumed_callbacks_continue(photo_folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     loader = DataLoader(Views(photo_folder), batch_size=16, drop_last=True)
     trainer.fit(seeded(MAE), loader, ckpt_path=tmp_path / "two.ckpt")
-    assert [entry["step"] for entry in second[0].history] == [0, 1, 2, 3]
-    steps = second[1].optimizer.state_dict()["state"][0]["step"]
+    assert [entry["step"] for entry in second[0].history.entries] == [0, 1, 2, 3]
+    steps = second[1].probe.classifier.optimizer.state_dict()["state"][0]["step"]
     assert steps == 9  # three epochs of three steps
 
 
@@ -286,6 +307,199 @@ def test_features_of_precision_and_callable(photo_folder: Path) -> None:
     assert not torch.equal(tokens, features)
 
 
+# -- instruments never stop a run ----------------------------------------------------------
+
+
+def quick(
+    model: pl.LightningModule,
+    batches: object,
+    out: Path,
+    *callbacks: pl.Callback,
+    **options: object,
+) -> dict:
+    """Two steps, and what was logged."""
+    pl.seed_everything(0, verbose=False)
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", default_root_dir=out, logger=False,
+        callbacks=list(callbacks), enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, **options,
+    )  # fmt: skip
+    trainer.fit(model, batches)
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def every_callback(loader: DataLoader, **options: object) -> list[pl.Callback]:
+    return [
+        EffectiveRank(num_images=4),
+        OnlineProbe(2, val_dataloader=loader, knn_dataloader=loader),
+        MaskVisualization(**options),
+        HierarchicalMaskingAnalyzer(**options),
+    ]
+
+
+def loader_of(
+    channels: int = 3, size: tuple[int, int] = (16, 64), labels: Tensor | None = None
+) -> DataLoader:
+    labels = torch.arange(8) % 2 if labels is None else labels
+    images = torch.rand(8, channels, *size, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(images, labels), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [(1, {}), (3, {}), (4, {"mean": [0.5] * 4, "std": [0.2] * 4}), (12, {"mean": [9.0]})],
+)
+def test_any_channels_shape_and_statistics(channels: int, options: dict, tmp_path: Path) -> None:
+    loader = loader_of(channels)
+    model = SimMIM(channels, (16, 64), get=lambda batch: batch[0])
+    figures = quick(model, loader, tmp_path, *every_callback(loader, **options))
+    assert {name.split("/")[0] for name in figures} == {"analysis", "probe", "train"}
+    assert all(math.isfinite(value) for value in figures.values()), figures
+    assert -1 <= figures["analysis/ssim"] <= 1
+    picture = Image.open(tmp_path / "masks_1.png")
+    assert picture.size == (4 * 6 * 64 + 3 * 2, 4 * 6 * 16 + 3 * 2)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_true_precisions(precision: str, tmp_path: Path) -> None:
+    loader = loader_of()
+    model = SimMIM(3, (16, 64), get=lambda batch: batch[0])
+    figures = quick(model, loader, tmp_path, *every_callback(loader), precision=precision)
+    assert all(math.isfinite(value) for value in figures.values()), figures
+
+
+def test_a_diverged_run_is_logged_as_nan(tmp_path: Path) -> None:
+    loader = loader_of()
+    model = SimMIM(3, (16, 64), get=lambda batch: batch[0] * torch.nan)
+    figures = quick(model, loader, tmp_path, *every_callback(loader))
+    for name in (
+        "analysis/effective_rank",
+        "probe/linear_top1",
+        "probe/knn_top1",
+        "train/probe_loss",
+        "analysis/ssim",
+    ):
+        assert math.isnan(figures[name]), name
+    entry = json.loads((tmp_path / "singular_spectrum.jsonl").read_text().splitlines()[-1])
+    assert all(map(math.isnan, entry["singular_spectrum"]))
+
+
+Pair = namedtuple("Pair", "image label")
+ITEMS = {
+    "dict": lambda image, label: {"image": image, "label": label},
+    "named tuple": Pair,
+    "views": lambda image, label: ([image, image[:, ::2]], label),
+    "more": lambda image, label: (image, label, "name", {"latitude": 1.0}),
+}
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_batches_as_people_have_them(kind: str, tmp_path: Path) -> None:
+    pairs = list(zip(*loader_of().dataset.tensors, strict=True))
+    expected = quick(
+        SimMIM(3, (16, 64), get=lambda b: b[0]),
+        DataLoader(pairs, 4),
+        tmp_path,
+        EffectiveRank(),
+        OnlineProbe(2),
+    )
+    items = DataLoader([ITEMS[kind](*pair) for pair in pairs], batch_size=4)
+    get = {"dict": lambda b: b["image"], "views": lambda b: b[0][0]}.get(kind, lambda b: b[0])
+    assert (
+        quick(SimMIM(3, (16, 64), get=get), items, tmp_path, EffectiveRank(), OnlineProbe(2))
+        == expected
+    )
+
+
+def test_batches_of_other_keys_and_of_images_alone(tmp_path: Path) -> None:
+    images, labels = loader_of().dataset.tensors
+    named = DataLoader([{"rgb": i, "class": c} for i, c in zip(images, labels, strict=True)], 4)
+    where = {"images": "rgb", "labels": lambda batch: batch["class"]}
+    model = SimMIM(3, (16, 64), get=lambda batch: batch["rgb"])
+    figures = quick(model, named, tmp_path, EffectiveRank(images="rgb"), OnlineProbe(2, **where))
+    assert set(figures) == {"analysis/effective_rank", "train/probe_loss", "train/probe_top1"}
+    bare = DataLoader(list(images), batch_size=4)
+    model = SimMIM(3, (16, 64), get=lambda batch: batch)
+    assert set(quick(model, bare, tmp_path, EffectiveRank())) == {"analysis/effective_rank"}
+    with pytest.raises(TypeError, match="a batch must hold a tensor of labels, got a tensor"):
+        quick(model, bare, tmp_path, OnlineProbe(2))
+
+
+def test_labels(tmp_path: Path) -> None:
+    """-1 is ignored, others out of range are named, in every batch and the kNN bank."""
+    model = SimMIM(3, (16, 64), get=lambda batch: batch[0])
+    good = loader_of()
+    some = loader_of(labels=torch.tensor([0, 1, 0, 1, -1, -1, -1, -1]))
+    figures = quick(model, some, tmp_path, OnlineProbe(2, val_dataloader=some, knn_dataloader=some))
+    assert all(math.isfinite(value) for value in figures.values())
+    bad = loader_of(labels=torch.tensor([0, 1, 0, 1, 0, 7, 0, 1]))
+    for loaders, named in (
+        ((bad, good, good), r"labels must be in \[0, num_classes=2\).*\[7\]"),
+        ((good, bad, good), "validation images: labels"),
+        ((good, good, bad), "neighbours: labels"),
+    ):
+        train, val, bank = loaders
+        with pytest.raises(ValueError, match=named):
+            quick(model, train, tmp_path, OnlineProbe(2, val_dataloader=val, knn_dataloader=bank))
+    empty = DataLoader(TensorDataset(torch.rand(0, 3, 16, 64), torch.arange(0)))
+    with pytest.raises(ValueError, match="val_dataloader must have at least one image"):
+        quick(model, good, tmp_path, OnlineProbe(2, val_dataloader=empty))
+
+
+def test_own_monitor_and_views(tmp_path: Path) -> None:
+    class Noisy(Dataset):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Tensor:
+            return index + torch.rand(3, 16, 64)
+
+    def images_mean(features: Tensor) -> dict[str, float]:
+        return {"mean": features.mean().item(), "number": float(len(features))}
+
+    model = SimMIM(3, (16, 64), get=lambda batch: batch[0])
+    watch = FeatureMonitor(
+        [images_mean, "effective_rank"],
+        dataset=Noisy(),
+        name="mine",
+        features=lambda m, x: x.mean((2, 3)),
+    )
+    figures = quick(model, loader_of(), tmp_path, watch, EffectiveRank(num_images=4))
+    assert figures["analysis/mean"] == pytest.approx(watch.images.mean().item(), rel=1e-5)
+    assert figures["analysis/number"] == 6
+    lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in lines] == [0, 1]
+    assert (tmp_path / "mine.png").stat().st_size > 1000
+
+
+def test_one_call_draws_the_picture_of_a_module() -> None:
+    model = SimMIM(3, (16, 64), get=lambda batch: batch[0]).train()
+    batch = next(iter(loader_of()))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    picture = mask_picture(model, batch, num_images=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert picture.shape == (2 * 6 * 16 + 2, 4 * 6 * 64 + 6, 3)
+    assert torch.equal(mask_picture(model, batch, num_images=2), picture)  # the same masks
+    assert model.training
+    assert "preprocess" not in vars(model.backbone)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    # The step's own masks: those that the same random numbers give.
+    torch.manual_seed(3)
+    shown = mask_picture(model, batch)
+    model.seen.clear()
+    torch.manual_seed(3)
+    model.training_step(batch, 0)
+    removed = torch.zeros(4, 65, dtype=torch.bool).scatter(1, model.seen[0], True)[:, 1:]
+    where = removed.view(4, 4, 16).repeat_interleave(24, 1).repeat_interleave(24, 2)
+    for row in range(4):
+        masked = shown[98 * row : 98 * row + 96, 386 : 386 + 384]
+        assert (masked[where[row]] == 128).all()
+    with pytest.raises(TypeError, match="SimSiamLike has no MaskedVisionTransformer"):
+        mask_picture(SimSiamLike(), batch)
+
+
 @pytest.mark.slow
 def test_two_processes(photo_folder: Path, tmp_path: Path) -> None:
     test, train = fixed_loader(photo_folder, "test"), fixed_loader(photo_folder, "train")
@@ -331,7 +545,7 @@ def test_wrong_arguments_are_named(cls: type, arguments: dict, named: str) -> No
 
 
 def test_wrong_models_and_labels_are_named(photo_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="SimSiamLike has none"):
+    with pytest.raises(TypeError, match="SimSiamLike has no MaskedVisionTransformer"):
         fit(SimSiamLike(), photo_folder, tmp_path, MaskVisualization())
     with pytest.raises(ValueError, match="num_classes=3"):
         fit(seeded(MAE), photo_folder, tmp_path, OnlineProbe(3))

@@ -53,7 +53,7 @@ def test_reports_the_masks_of_mae(tmp_path: Path) -> None:
     model = MAE()
     trainer = fit(model, tmp_path, HierarchicalMaskingAnalyzer(**FLAT))
     first, second = lines(tmp_path)
-    assert (first["epoch"], first["step"], second["epoch"], second["step"]) == (1, 2, 2, 4)
+    assert (first["step"], first["iter"], second["step"], second["iter"]) == (1, 2, 2, 4)
     idx_keep = torch.cat(model.seen[:2])
     mask = torch.ones(8, 65).bool().scatter(1, idx_keep, False)[:, 1:]
     expected = mask_abstraction(LatentHierarchy.quadtree((8, 8)), mask)

@@ -78,9 +78,9 @@ def test_masks_of_other_algorithms_without_scores(photo_folder: Path, tmp_path: 
     analyzer = HierarchicalMaskingAnalyzer(interval=1, by_epoch=False, num_masks=4)
     runner.register_hook(analyzer)
     runner.train()
-    assert len(analyzer.history) == 4
-    assert all(entry["masks"] == 4 and "mse" not in entry for entry in analyzer.history)
-    assert 0.2 < analyzer.history[0]["mask_ratio"] < 0.5
+    assert len(analyzer.history.entries) == 4
+    assert all(entry["masks"] == 4 and "mse" not in entry for entry in analyzer.history.entries)
+    assert 0.2 < analyzer.history.entries[0]["mask_ratio"] < 0.5
 
 
 @pytest.mark.parametrize("name", [MAE, SIMMIM])
@@ -107,8 +107,8 @@ def test_resumes_its_history(photo_folder: Path, tmp_path: Path) -> None:
     resumed = build_runner(MAE, photo_folder, tmp_path / "more", custom_hooks=hook, **more)
     resumed.train()
     analyzer = next(h for h in resumed.hooks if isinstance(h, HierarchicalMaskingAnalyzer))
-    assert [entry["step"] for entry in analyzer.history] == [1, 2, 3]
-    assert "ssim" not in analyzer.history[-1]
+    assert [entry["step"] for entry in analyzer.history.entries] == [1, 2, 3]
+    assert "ssim" not in analyzer.history.entries[-1]
 
 
 @pytest.mark.parametrize(
