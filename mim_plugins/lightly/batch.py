@@ -71,6 +71,20 @@ def labels_of(batch: Any, labels: Getter | None = None) -> Tensor:
     return found
 
 
+def repeat_batch(batch: Any, times: int) -> Any:
+    """Every tensor, and every list of file names or the like, ``times`` times in a row."""
+    if isinstance(batch, Tensor):
+        return batch.repeat(times, *[1] * (batch.ndim - 1)) if batch.ndim else batch
+    if isinstance(batch, Mapping):
+        return type(batch)({key: repeat_batch(part, times) for key, part in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, (list, tuple)):
+        if not any(isinstance(part, (Tensor, Mapping, list, tuple)) for part in batch):
+            return type(batch)(batch * times)
+        parts = [repeat_batch(part, times) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
 def _get(batch: Any, getter: Getter | None, keys: tuple[str, ...], index: int) -> Any:
     if getter is not None and not isinstance(getter, (str, int)):
         return getter(batch)

@@ -65,7 +65,9 @@ class EpochSeed(Callback):
                 "EpochSeed needs epochs that end, got a data loader without length: set "
                 "limit_train_batches"
             )
-        for loader in trainer.fit_loop._data_fetcher.combined_loader.flattened:
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None  # since the loaders are set up
+        for loader in fetcher.combined_loader.flattened:
             check_loader(loader)
         # Lightning makes later iterators after on_train_epoch_start, but keeps this one.
         self._first = trainer.current_epoch
@@ -77,7 +79,9 @@ class EpochSeed(Callback):
         self._has_started = True
         self._seed(trainer, trainer.current_epoch)
         if trainer.current_epoch == self._first:
-            iter(trainer.fit_loop._data_fetcher)
+            fetcher = trainer.fit_loop._data_fetcher
+            assert fetcher is not None
+            iter(fetcher)
         self._first = None
 
     def on_train_batch_start(

@@ -79,6 +79,11 @@ class Masking(ABC):
 
     num_masks: int = 1
 
+    @property
+    def depends_on_images(self) -> bool:
+        """Whether the masks are chosen by what the images show."""
+        return True
+
     def __init__(
         self,
         *,

@@ -89,6 +89,11 @@ class ComplementaryMasking(Masking):
         self._check_disjoint(layout.mask_ratio)
         return layout
 
+    @property
+    def depends_on_images(self) -> bool:
+        """Whether the single masks do."""
+        return self.base is not None
+
     def scores(
         self,
         images: Tensor,

@@ -45,6 +45,8 @@ class HierarchicalMasking(Masking):
         tensor([0, 4])
     """
 
+    depends_on_images = False
+
     def __init__(
         self,
         hierarchy: LatentHierarchy | Mapping[str, Any],

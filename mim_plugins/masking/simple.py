@@ -20,6 +20,8 @@ class RandomMasking(Masking):
     See :class:`Masking` for arguments and errors.
     """
 
+    depends_on_images = False
+
     def scores(
         self,
         images: Tensor,
@@ -43,6 +45,8 @@ class GridMasking(Masking):
             all masks are equal. Default: True.
         **settings: Those of :class:`Masking`.
     """
+
+    depends_on_images = False
 
     def __init__(self, *, random_shift: bool = True, **settings: Any) -> None:
         super().__init__(**settings)
@@ -86,6 +90,7 @@ class BlockMasking(Masking):
         ValueError: If an argument is out of range.
     """
 
+    depends_on_images = False
     NUM_RECTANGLES = 32  # covers 99 % of a 14 x 14 grid; what is left is filled at random
 
     def __init__(self, *, min_units: int = 4, min_aspect: float = 0.3, **settings: Any) -> None:

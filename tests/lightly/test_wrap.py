@@ -1,11 +1,15 @@
 """wrap() on modules shaped like lightly's, under Lightning's own Trainer."""
 
+import collections
 import copy
+import functools
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +17,26 @@ pytest.importorskip("lightly", reason="lightly is not installed")
 
 import pytorch_lightning as pl
 import torch
+from lightly.loss import NegativeCosineSimilarity
 from lightly.models import utils
+from lightly.models.modules import MaskedVisionTransformerTIMM
+from lightly.models.utils import random_token_mask
+from timm.models.vision_transformer import VisionTransformer
 
 from mim_plugins.lightly import wrap
-from mim_plugins.masking import ComplementaryMasking, DPPMasking, GridMasking
+from mim_plugins.masking import (
+    ComplementaryMasking,
+    DPPMasking,
+    GridMasking,
+    Masking,
+    RandomMasking,
+)
+from mim_plugins.mixing import MixMask
 from mim_plugins.regularizers import UniformityLoss
 
 from .modules import MAE, BlockMasked, Unmasked
+
+STOCK = utils.random_token_mask
 
 
 def loader(batches: int = 20, batch: int = 4) -> torch.utils.data.DataLoader:
@@ -50,9 +67,15 @@ def make() -> MAE:
     return MAE()
 
 
+def quiet(model: Any) -> Any:
+    """For steps without a Trainer."""
+    model.log = lambda *args, **kwargs: None
+    return model
+
+
 def test_dpp_masks_reach_encoder_and_target() -> None:
     model = wrap(make(), masking=DPPMasking(patch_size=4, tau=0.0))
-    model.log = lambda *args, **kwargs: None
+    quiet(model)
     batch = next(iter(loader()))
     torch.manual_seed(5)
     model.training_step(batch, 0)
@@ -69,7 +92,7 @@ def test_the_class_stays_stock(tmp_path: Path) -> None:
     assert MAE.training_step is stock_step
     assert utils.random_token_mask is stock_function
     assert isinstance(model, MAE)
-    assert type(model).__name__ == "MAE"
+    assert type(model) is MAE
     assert type(make()) is MAE
     strict = make()
     strict.load_state_dict(model.state_dict(), strict=True)
@@ -83,24 +106,283 @@ class Derived(MAE):
         return super().training_step(batch, batch_idx)
 
 
-def test_overridden_methods_run_too() -> None:
-    model = wrap(Derived(), masking=GridMasking(patch_size=4, random_shift=False))
-    model.log = lambda *args, **kwargs: None
-    model.training_step(next(iter(loader())), 0)
-    assert len(model.label) == 4
-    assert (model.seen[0] == model.seen[0][:1]).all()
-
-
-class Elsewhere(MAE):
-    """Its masks are drawn where ``wrap`` does not get."""
-
+class ByName(MAE):
     def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
         return MAE.training_step(self, batch, batch_idx)
 
 
-def test_masks_out_of_reach_are_no_secret(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="training step of Elsewhere drew none of its masks"):
-        fit(wrap(Elsewhere(), masking=DPPMasking(patch_size=4)), tmp_path)
+class Given(MAE):
+    """Has its masks drawn by ``self.draw``."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        images = batch[0][0]
+        idx_keep, _ = self.draw(len(images), self.sequence_length)
+        self.seen.append(idx_keep)
+        stock = super().training_step(batch, batch_idx)
+        return stock + self.backbone.encode(images=images, idx_keep=idx_keep).mean()
+
+
+def helper(number: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return random_token_mask((number, length), mask_ratio=0.75)
+
+
+@pytest.mark.parametrize("make", [Derived, ByName, lambda: Given(helper)])
+def test_masks_are_reached_wherever_they_are_drawn(make: Any) -> None:
+    """By ``super()``, by the name of a class, in a function outside that imported it by name."""
+    model = quiet(wrap(make(), masking=GridMasking(random_shift=False)))
+    model.training_step(next(iter(loader())), 0)
+    assert all(torch.equal(seen, model.seen[0][:1].expand_as(seen)) for seen in model.seen)
+
+
+def test_masks_out_of_reach_are_no_secret() -> None:
+    """Alone, or beside others that are in reach."""
+    stock = functools.partial(random_token_mask, mask_ratio=0.75)
+    model = quiet(wrap(Given(lambda number, length: stock((number, length))), masking=DPPMasking()))
+    message = "the training step of Given encodes images with masks that wrap.. did not draw"
+    with pytest.raises(RuntimeError, match=message):
+        model.training_step(next(iter(loader())), 0)
+    assert utils.random_token_mask is random_token_mask is STOCK
+
+
+class Augmented(MAE):
+    """Changes its images in the step, or takes those that ``get`` finds."""
+
+    def __init__(self, get: Any) -> None:
+        super().__init__()
+        self.get = get
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(([self.get(batch)],), batch_idx)
+
+
+X, Y = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+Photo = collections.namedtuple("Photo", "label image")
+
+
+@pytest.mark.parametrize(
+    ("get", "batch"),
+    [
+        (lambda batch: batch[0].flip(3), (X, Y)),
+        (lambda batch: batch[0] + 0.01, [X]),
+        (lambda batch: batch[0][1], ([X, Y],)),
+    ],
+)
+def test_masks_belong_to_the_images_that_are_encoded(get: Any, batch: Any) -> None:
+    """An augmentation in the step or another view: a clear no in the first step."""
+    model = quiet(wrap(Augmented(get), masking=DPPMasking()))
+    with pytest.raises(RuntimeError, match="encodes other images than those its masks were drawn"):
+        model.training_step(batch, 0)
+    model = quiet(wrap(Augmented(get), masking=RandomMasking()))  # does not look at them
+    model.training_step(batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("get", "batch", "images"),
+    [
+        (lambda batch: batch, X, None),
+        (lambda batch: batch[0], (X, 1, {"names": ["a"] * 4}), None),
+        (lambda batch: batch["image"], {"image": X, "label": [0] * 4}, None),
+        (lambda batch: batch["photo"], {"photo": X}, "photo"),
+        (lambda batch: batch.image, Photo(0, X), "image"),
+        (lambda batch: batch[0][1], ([Y, X], None), lambda batch: batch[0][1]),
+        (lambda batch: batch[0][0].clone(), ([X, Y[:, :, ::2, ::2]],), None),
+        (lambda batch: batch[0].flip(3), (Y,), lambda batch: X),
+    ],
+)
+@pytest.mark.parametrize("num_masks", [1, 4])
+def test_batches_as_people_have_them(get: Any, batch: Any, images: Any, num_masks: int) -> None:
+    if callable(images) and isinstance(images(batch), torch.Tensor) and batch[0] is Y:
+        batch = (X.flip(3),)  # the getter may repeat what the step does
+        images = lambda batch: batch[0].flip(3)  # noqa: E731
+    masking: Masking = DPPMasking(tau=0.0)
+    if num_masks > 1:
+        masking = ComplementaryMasking(num_masks, base=masking)
+    model = quiet(wrap(Augmented(get), masking=masking, images=images))
+    torch.manual_seed(5)
+    model.training_step(batch, 0)
+    torch.manual_seed(5)
+    noise = torch.rand(4, 65)[:, 1:]
+    expected = masking(X, mask_ratio=0.75, patch_size=4, noise=noise)
+    assert torch.equal(model.seen[0][:, 1:] - 1, expected.ids_keep)
+    for name in ("validation_step", "test_step"):
+        assert name not in vars(model)
+
+
+def test_ratio_schedule() -> None:
+    """A ratio that the module changes holds; one that the masking has too must be the same."""
+    model = quiet(wrap(make(), masking=DPPMasking()))
+    for ratio in (0.75, 0.5, 0.9):
+        model.mask_ratio = ratio
+        model.training_step(next(iter(loader())), 0)
+        assert model.seen[-1].shape[1] == 1 + int(64 * (1 - ratio))
+    model = quiet(wrap(make(), masking=DPPMasking(mask_ratio=0.75)))
+    model.mask_ratio = 0.5
+    with pytest.raises(ValueError, match="mask_ratio is 0.75 in the masking and 0.5 in what uses"):
+        model.training_step(next(iter(loader())), 0)
+
+
+class Prefixed(MAE):
+    """An encoder with other prefix tokens, and another mask function."""
+
+    def __init__(self, function: str, **vit: Any) -> None:
+        super().__init__()
+        vit = VisionTransformer(
+            img_size=32, patch_size=4, embed_dim=32, depth=1, num_heads=2, num_classes=0, **vit
+        )
+        self.backbone = MaskedVisionTransformerTIMM(vit=vit)
+        self.function = function
+        self.num_prefix_tokens = vit.num_prefix_tokens
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        size = (len(batch[0]), self.backbone.sequence_length)
+        if self.function == "random_token_mask":
+            masks = utils.random_token_mask(size, mask_ratio=0.75)
+        elif self.function == "random_grid_token_mask":
+            masks = utils.random_grid_token_mask(size, 0.75, 2, self.num_prefix_tokens)
+        else:
+            masks = utils.random_inverse_block_mask(size, 0.65, self.num_prefix_tokens)
+        self.masks = masks
+        return self.backbone.encode(images=batch[0], idx_keep=masks[0]).mean()
+
+
+@pytest.mark.parametrize(
+    "function", ["random_token_mask", "random_grid_token_mask", "random_inverse_block_mask"]
+)
+@pytest.mark.parametrize(
+    ("vit", "prefix"),
+    [({}, 1), ({"reg_tokens": 4}, 5), ({"class_token": False, "global_pool": "avg"}, 0)],
+)
+def test_every_function_and_any_number_of_prefix_tokens(
+    function: str, vit: dict, prefix: int
+) -> None:
+    masking = DPPMasking(tau=0.0)
+    model = quiet(wrap(Prefixed(function, **vit), masking=masking))
+    torch.manual_seed(5)
+    model.training_step((X,), 0)
+    keep, mask = model.masks
+    assert torch.equal(torch.cat([keep, mask], 1).sort(1).values[0], torch.arange(64 + prefix))
+    assert torch.equal(keep[:, :prefix], torch.arange(prefix).expand(4, -1))
+    torch.manual_seed(5)
+    if function == "random_grid_token_mask":
+        expected = DPPMasking(tau=0.0, mask_unit=8)(X, mask_ratio=0.75, patch_size=4)
+    elif function == "random_token_mask":
+        noise = torch.rand(4, 64 + prefix)[:, prefix:]
+        expected = masking(X, mask_ratio=0.75, patch_size=4, noise=noise)
+    else:
+        noise = torch.rand(4, 64 + prefix)[:, prefix:]
+        expected = masking(X, mask_ratio=0.65, patch_size=4, noise=noise)
+    assert torch.equal(keep[:, prefix:] - prefix, expected.ids_keep)
+
+
+def test_wrap_twice_is_once() -> None:
+    masking, term = DPPMasking(tau=0.0), UniformityLoss(weight=0.5)
+    once = wrap(make(), masking=masking, regularizers=[term])
+    twice = wrap(wrap(make(), masking=masking), regularizers=[UniformityLoss(weight=0.5)])
+    losses = []
+    for model in (once, twice, make()):
+        quiet(model)
+        torch.manual_seed(3)
+        losses.append(model.training_step(next(iter(loader())), 0).item())
+    assert losses[0] == losses[1] != losses[2]
+    assert "masking=DPPMasking(" in repr(once)
+    assert "UniformityLoss" in repr(once)
+    assert "mim_plugins" not in repr(make())
+    for again in ({"masking": masking}, {"regularizers": [term]}):
+        with pytest.raises(ValueError, match=f"model is wrapped already, with {next(iter(again))}"):
+            wrap(twice, **again)
+
+
+class MaskedSiamese(pl.LightningModule):
+    """Compares two masked views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = MAE().backbone
+        self.criterion = NegativeCosineSimilarity()
+        self.kept: list[torch.Tensor] = []
+        self.mask_ratio = 0.5
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor:
+        latents = []
+        for view in batch[0]:
+            keep, _ = utils.random_token_mask((len(view), 65), self.mask_ratio)
+            self.kept.append(keep)
+            latents.append(self.backbone(images=view, idx_keep=keep))
+        return self.criterion(latents[0], latents[1])
+
+
+def test_masking_and_mixing() -> None:
+    """Each view has its own masks, the mixed ones too."""
+    model = quiet(wrap(wrap(MaskedSiamese(), masking=DPPMasking(tau=0.0)), mixing=MixMask()))
+    encoded = []
+    stock = model.backbone.encode
+    model.backbone.encode = lambda images, **masks: (
+        encoded.append(images.detach()),
+        stock(images=images, **masks),
+    )[1]
+    model.training_step(([X, Y], None), 0).backward()
+    assert len(encoded) == len(model.kept) >= 4
+    assert torch.equal(encoded[0], X)
+    assert torch.equal(encoded[1], Y)
+    assert not torch.equal(encoded[2], X), "a mixed view"
+    # Greedy choice depends on the images but for its first, random patch.
+    for images, keep in zip(encoded, model.kept, strict=True):
+        noise = torch.ones(4, 64).scatter(1, keep[:, 1:2] - 1, 0.0)
+        expected = DPPMasking(tau=0.0)(images, mask_ratio=0.5, patch_size=4, noise=noise)
+        assert torch.equal(keep[:, 1:] - 1, expected.ids_keep)
+
+
+def test_other_threads_see_stock_lightly() -> None:
+    """While a step of a wrapped model runs, others of their own masks or none run beside it."""
+    batch = next(iter(loader()))
+    grid = quiet(wrap(make(), masking=GridMasking(random_shift=False)))
+    other = quiet(wrap(make(), masking=DPPMasking(tau=0.0)))
+    stock = quiet(make())
+    run = {}
+
+    def aside(model: MAE, name: str) -> None:
+        thread = threading.Thread(target=lambda: model.training_step(batch, 0))
+        thread.start()
+        thread.join()
+        run[name] = model.seen[-1]
+
+    encode = grid.backbone.encode
+
+    def meanwhile(**given: Any) -> torch.Tensor:
+        if not run:
+            aside(other, "other")
+            aside(stock, "stock")
+        return encode(**given)
+
+    grid.backbone.encode = meanwhile
+    grid.training_step(batch, 0)
+    assert utils.random_token_mask is STOCK
+    assert (grid.seen[0] == grid.seen[0][:1]).all()
+    for kept in run.values():
+        assert not (kept == kept[:1]).all()
+    noise = torch.ones(4, 64).scatter(1, run["other"][:, 1:2] - 1, 0.0)
+    expected = DPPMasking(tau=0.0)(batch[0][0], mask_ratio=0.75, patch_size=4, noise=noise)
+    assert torch.equal(run["other"][:, 1:] - 1, expected.ids_keep)
+
+
+def test_compiled() -> None:
+    """The stock step is compiled, with the masks of the plugin in it."""
+    batch = next(iter(loader()))
+    losses = []
+    for compiled in (False, True):
+        model = quiet(wrap(make(), masking=DPPMasking(tau=0.0)))
+        step = (
+            torch.compile(model.training_step, backend="eager")
+            if compiled
+            else (model.training_step)
+        )
+        torch.manual_seed(3)
+        losses.append([step(batch, index).item() for index in range(2)])
+    assert losses[0] == losses[1]
 
 
 class Validated(MAE):
@@ -137,7 +419,7 @@ def test_validation_gets_masks_and_the_stock_loss(
     kept = torch.cat(model.seen[-2:])
     assert len(kept.unique(dim=0)) == len(kept)
     assert trainer.callback_metrics["val_loss"] < 1
-    assert type(wrap(MAE(), masking=masking)).validation_step is pl.LightningModule.validation_step
+    assert "validation_step" not in vars(wrap(MAE(), masking=masking))
 
 
 def test_two_models_do_not_share_their_masks() -> None:
@@ -146,7 +428,7 @@ def test_two_models_do_not_share_their_masks() -> None:
     wrap(other, masking=GridMasking(patch_size=4, random_shift=False))
     batch = next(iter(loader()))
     for model in (stock, one, other):
-        model.log = lambda *args, **kwargs: None
+        quiet(model)
         torch.manual_seed(0)
         model.training_step(batch, 0)
     assert not torch.equal(one.seen[0], stock.seen[0])
@@ -166,7 +448,7 @@ def test_copy_and_pickle_stay_wrapped() -> None:
 
 
 def test_block_masks_of_two_views() -> None:
-    model = wrap(BlockMasked(), masking=DPPMasking(mask_ratio=0.7, patch_size=4, tau=0.5))
+    model = wrap(BlockMasked(), masking=DPPMasking(mask_ratio=0.7, tau=0.5))
     views = [torch.rand(8, 3, 32, 32), torch.rand(8, 3, 32, 32), torch.rand(8, 3, 16, 16)]
     model.training_step((views, None), 0)
     counts = model.seen[0].flatten(1).sum(dim=1)
@@ -218,29 +500,37 @@ def test_two_processes(strategy: str, tmp_path: Path) -> None:
 
 
 def test_rejects() -> None:
-    with pytest.raises(
-        ValueError, match="mask_ratio is 0.5 in the masking and 0.75 in what uses it"
-    ):
-        wrap(make(), masking=DPPMasking(mask_ratio=0.5, patch_size=4))
+    with pytest.raises(ValueError, match="mask_ratio is 0.5 in the masking and 0.75 in what uses"):
+        wrap(make(), masking=DPPMasking(mask_ratio=0.5))
     with pytest.raises(ValueError, match="patch_size is 16 in the masking and 4 in what uses it"):
         wrap(make(), masking=DPPMasking(patch_size=16))
-    with pytest.raises(TypeError, match="Unmasked calls neither random_token_mask nor random_bl"):
+    with pytest.raises(
+        TypeError, match="Unmasked calls none of random_token_mask, random_grid_tok"
+    ):
         wrap(Unmasked(), masking=DPPMasking())
     with pytest.raises(ValueError, match="needs masking, regularizers, mixing or unmix, got None"):
-        wrap(make())
+        wrap(make(), images="image")
     with pytest.raises(
-        TypeError, match="must be a pytorch_lightning.LightningModule, .* got torch.*Linear"
+        TypeError, match="must be a pytorch_lightning.LightningModule, .* got torch"
     ):
-        wrap(torch.nn.Linear(1, 1), masking=DPPMasking())
+        wrap(torch.compile(make(), backend="eager"), masking=DPPMasking())
     with pytest.raises(TypeError, match="masking must be a mim_plugins.masking.Masking, got 0.5"):
         wrap(make(), masking=0.5)
-    model = wrap(make(), masking=DPPMasking(patch_size=4))
-    with pytest.raises(ValueError, match="model is wrapped already"):
-        wrap(model, masking=DPPMasking(patch_size=4))
-    model.log = lambda *args, **kwargs: None
-    model._mim_plugin.batch = ([torch.rand(4, 3, 32, 32)],)
-    with pytest.raises(ValueError, match="masks for 5 images were asked for"):
-        model._mim_plugin.random_token_mask((5, 65), 0.75)
-    model._mim_plugin.batch = {"images": torch.rand(4, 3, 32, 32)}
-    with pytest.raises(TypeError, match="batch must be a list, images .* first, .* got dict"):
-        model._mim_plugin.random_token_mask((4, 65), 0.75)
+    with pytest.raises(TypeError, match="images must be a key, an index, a function or None, got"):
+        wrap(make(), masking=DPPMasking(), images=0.5)
+    model = make()
+    model.training_step = lambda batch, batch_idx: None
+    with pytest.raises(ValueError, match="model has its own training_step beside those of MAE"):
+        wrap(model, masking=DPPMasking())
+    with pytest.raises(ValueError, match="several masks per image cannot stand beside them"):
+        wrap(MaskedSiamese(), masking=ComplementaryMasking(2, mask_ratio=0.5), mixing=MixMask())
+    model = quiet(wrap(make(), masking=DPPMasking()))
+    with pytest.raises(
+        ValueError, match="masks for 4 images of 64 patches were asked for, but the"
+    ):
+        model.training_step(([torch.rand(4, 3, 30, 30)],), 0)
+    assert utils.random_token_mask is STOCK
+    with pytest.raises(
+        TypeError, match=r"a batch must hold image tensors, got a dict of \['photo'"
+    ):
+        quiet(wrap(Augmented(lambda batch: X), masking=DPPMasking())).training_step({"photo": X}, 0)

@@ -1,0 +1,329 @@
+"""The masks of one step: drawn for its images where lightly's functions are called."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from functools import lru_cache, wraps
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightly.models import utils
+from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
+from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from .batch import views_of
+from .masking import block_mask, square_patch, token_mask
+from .watch import MaskWatch, prefix_tokens
+
+if TYPE_CHECKING:
+    from .wrap import Plugin
+
+MASK_FUNCTIONS = {
+    name: getattr(utils, name)
+    for name in (
+        "random_token_mask",
+        "random_grid_token_mask",
+        "random_inverse_block_mask",
+        "random_block_mask",
+    )
+}
+_current = threading.local()  # .draws, those of the step that runs in this thread
+_lock = threading.Lock()
+_running = 0  # steps, in all threads
+_exchanged: list[tuple[ModuleType, str, str]] = []  # as find_mask_functions() returns them
+_eager = torch.compiler.disable(recursive=False)  # what it decorates is left out of graphs
+
+
+def calls_mask_functions(cls: type) -> bool:
+    """Whether a method of ``cls`` names one of lightly's mask functions."""
+    own = cls.__mro__[: cls.__mro__.index(LightningModule)]
+    methods = [value for base in own for value in vars(base).values()]
+    codes = [method.__code__ for method in methods if isinstance(method, FunctionType)]
+    named = {name for code in codes for name in (*code.co_names, *code.co_freevars)}
+    return not named.isdisjoint(MASK_FUNCTIONS)
+
+
+class Draws:
+    """While it is entered, lightly's mask functions draw for ``batch`` in this thread.
+
+    The first run of each step of a module, until one has passed, also watches what the
+    module's encoders are given.
+
+    Args:
+        model: The wrapped module.
+        plugin: Its plugin.
+        step: Name of the step, which is run.
+        batch: What it gets.
+        copies: How often the batch holds each image.
+
+    Raises:
+        RuntimeError: If the step draws no masks, its encoder gets masks from elsewhere, or
+            encodes other images than those that the masks were drawn for.
+    """
+
+    def __init__(
+        self, model: LightningModule, plugin: Plugin, step: str, batch: Any, copies: int
+    ) -> None:
+        self.model, self.plugin, self.step = model, plugin, step
+        self.batch, self.copies = batch, copies
+        self.name = f"the {step.replace('_', ' ')} of {type(model).__name__}"
+        self.encoders = [m for m in model.modules() if isinstance(m, MaskedVisionTransformer)]
+        self.drawn: list[tuple[Tensor, Tensor]] = []  # images, (B, N) bool
+        self.asked: Counter[tuple[int, int]] = Counter()
+        self.outer: Draws | None = None  # of another model, whose step calls this one's
+        self.within: Draws | None = None
+        self.watches: list[MaskWatch] = []
+        self.num_seen = 0
+
+    @_eager
+    def __enter__(self) -> Draws:
+        if self.plugin.masking is None:
+            return self
+        outer = getattr(_current, "draws", None)
+        if outer is not None and outer.model is self.model:  # a step that another one calls
+            self.within = outer
+            self._swap(outer)
+            return self
+        self.outer = outer
+        if self.step not in self.plugin.checked:
+            self.watches = [MaskWatch(encoder, self._check) for encoder in self.encoders]
+        _exchange(+1)
+        _current.draws = self
+        return self
+
+    @_eager
+    def __exit__(self, error: type | None, *_: Any) -> None:
+        if self.plugin.masking is None:
+            return
+        if self.within is not None:
+            self._swap(self.within)
+            return
+        _current.draws = self.outer
+        _exchange(-1)
+        for watch in self.watches:
+            watch.remove()
+        if error is None and self.step not in self.plugin.checked:
+            self._conclude()
+
+    def _swap(self, other: Draws) -> None:
+        self.batch, other.batch = other.batch, self.batch
+        self.copies, other.copies = other.copies, self.copies
+
+    def _conclude(self) -> None:
+        if self.step == "training_step" and torch.is_grad_enabled():
+            if not self.drawn:
+                raise RuntimeError(
+                    f"{self.name} drew none of its masks by {', '.join(MASK_FUNCTIONS)} of "
+                    "lightly.models.utils under their own names; call "
+                    "mim_plugins.lightly.token_mask there"
+                )
+            if not self.num_seen:
+                rank_zero_warn(
+                    "wrap(masking=...): no MaskedVisionTransformer of lightly was given a mask in "
+                    f"{self.name}; that the images it encodes are those its masks were drawn for "
+                    "cannot be checked"
+                )
+        if self.drawn:
+            self.plugin.checked.add(self.step)
+
+    @torch.compiler.disable
+    def _check(self, images: Tensor, removed: Tensor, *_: Any) -> None:
+        """Of what an encoder is given: its mask was drawn here, and for these images."""
+        assert self.plugin.masking is not None
+        self.num_seen += 1
+        # A step may use a part of a mask.
+        drawn = [of for of, mask in self.drawn if _within(mask, removed) or _within(removed, mask)]
+        if not drawn:
+            raise RuntimeError(
+                f"{self.name} encodes images with masks that wrap() did not draw: not by "
+                f"{', '.join(MASK_FUNCTIONS)} of lightly.models.utils under their own names; "
+                "call mim_plugins.lightly.token_mask there"
+            )
+        if self.plugin.masking.depends_on_images and not any(_same(images, of) for of in drawn):
+            raise RuntimeError(
+                f"{self.name} encodes other images than those its masks were drawn for: it changes "
+                "them, as an augmentation does, or takes another view. Say which by "
+                "wrap(..., images=...), a key, an index or a function of the batch, e.g. "
+                "images=lambda batch: batch[0][1], augment before the step (in the data set or in "
+                "on_after_batch_transfer), or call mim_plugins.lightly.token_mask(images, ...) in "
+                "the step"
+            )
+
+    def random_token_mask(
+        self,
+        size: tuple[int, int],
+        mask_ratio: float = 0.6,
+        mask_class_token: bool = False,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._tokens(
+            size, mask_ratio=mask_ratio, mask_class_token=mask_class_token, device=device
+        )
+
+    def random_grid_token_mask(
+        self,
+        size: tuple[int, int],
+        mask_ratio: float = 0.75,
+        grid_size: int = 4,
+        num_prefix_tokens: int = 1,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._tokens(
+            size,
+            mask_ratio=mask_ratio,
+            grid_size=grid_size,
+            num_prefix_tokens=num_prefix_tokens,
+            device=device,
+        )
+
+    def random_inverse_block_mask(
+        self,
+        size: tuple[int, int],
+        mask_ratio: float = 0.65,
+        num_prefix_tokens: int = 1,
+        min_aspect: float = 0.5,
+        max_aspect: float | None = None,
+        roll: bool = True,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return self._tokens(
+            size, mask_ratio=mask_ratio, num_prefix_tokens=num_prefix_tokens, device=device
+        )
+
+    def random_block_mask(
+        self,
+        size: tuple[int, int, int],
+        batch_mask_ratio: float = 0.5,
+        min_image_mask_ratio: float = 0.1,
+        max_image_mask_ratio: float = 0.5,
+        min_num_masks_per_block: int = 4,
+        max_num_masks_per_block: int | None = None,
+        min_block_aspect_ratio: float = 0.3,
+        max_block_aspect_ratio: float | None = None,
+        max_attempts_per_block: int = 10,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        masking = self.plugin.masking
+        assert masking is not None
+        ratio, variation = masking.mask_ratio, self.plugin.mask_ratio_var
+        if ratio is None:
+            ratio = (min_image_mask_ratio + max_image_mask_ratio) / 2
+            variation = (max_image_mask_ratio - min_image_mask_ratio) / 2
+        images = self._images(size[0], size[1] * size[2])
+        mask = block_mask(
+            images,
+            size,
+            batch_mask_ratio,
+            device,
+            masking=masking,
+            mask_ratio=ratio,
+            mask_ratio_var=variation,
+        )
+        self._note(images, mask.flatten(1))
+        return mask
+
+    def _tokens(
+        self, size: tuple[int, int], num_prefix_tokens: int | None = None, **arguments: Any
+    ) -> tuple[Tensor, Tensor]:
+        masking = self.plugin.masking
+        assert masking is not None
+        number, length = size
+        if num_prefix_tokens is None:
+            # lightly's function knows of one; encoders of others, or without, go by their own.
+            num_prefix_tokens = max(map(prefix_tokens, self.encoders), default=1)
+        images = self._images(number, length - num_prefix_tokens)
+        once = images[: len(images) // self.copies]
+        keep, mask = token_mask(
+            once,
+            (len(once) * masking.num_masks, length),
+            masking=masking,
+            num_prefix_tokens=num_prefix_tokens,
+            **arguments,
+        )
+        keep, mask = keep[:number], mask[:number]
+        removed = torch.zeros(number, length, dtype=torch.bool, device=mask.device)
+        self._note(images, removed.scatter(1, mask, True)[:, num_prefix_tokens:])
+        return keep, mask
+
+    def _note(self, images: Tensor, removed: Tensor) -> None:
+        if self.step not in self.plugin.checked:
+            self.drawn.append((images, removed))
+
+    def _images(self, number: int, patches: int) -> Tensor:
+        """Consecutive views of equal size that hold so many images and patches.
+
+        The first ones; if the step asks again for as many, the next.
+        """
+        views = views_of(self.batch, self.plugin.images)
+        runs = []
+        for start, first in enumerate(views):
+            size = 0
+            for stop, view in enumerate(views[start:], start + 1):
+                size += len(view)
+                if size > number or view.shape[1:] != first.shape[1:]:
+                    break
+                if size == number and view.ndim == 4 and square_patch(view, patches):
+                    runs.append(views[start:stop])
+        if not runs:
+            raise ValueError(
+                f"masks for {number} images of {patches} patches were asked for, but the batch "
+                f"holds views of {[tuple(view.shape) for view in views]}; say where the images are "
+                "by wrap(..., images=...), a key, an index or a function of the batch"
+            )
+        run = runs[self.asked[number, patches] % len(runs)]
+        self.asked[number, patches] += 1
+        return run[0] if len(run) == 1 else torch.cat(run)
+
+
+@_eager
+def _exchange(number: int) -> None:
+    """Count the steps that run; while there are some, the mask functions ask ``_current``."""
+    global _running
+    with _lock:
+        before, _running = _running, _running + number
+        if not before:
+            _exchanged.extend(find_mask_functions(len(sys.modules)))
+        if not before or not _running:
+            for holder, key, name in _exchanged:
+                setattr(holder, key, _STAND_INS[name] if _running else MASK_FUNCTIONS[name])
+        if not _running:
+            _exchanged.clear()
+
+
+@lru_cache(maxsize=1)
+def find_mask_functions(num_modules: int) -> list[tuple[ModuleType, str, str]]:
+    """Where lightly's mask functions are among so many modules: module, key, own name."""
+    names = {id(function): name for name, function in MASK_FUNCTIONS.items()}
+    return [
+        (module, key, names[id(value)])
+        for module in list(sys.modules.values())
+        if isinstance(module, ModuleType)
+        for key, value in list(vars(module).items())
+        if id(value) in names
+    ]
+
+
+def _stand_in(name: str, stock: Any) -> Any:
+    @wraps(stock)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        draws = getattr(_current, "draws", None)
+        return (stock if draws is None else getattr(draws, name))(*args, **kwargs)
+
+    return function
+
+
+_STAND_INS = {name: _stand_in(name, stock) for name, stock in MASK_FUNCTIONS.items()}
+
+
+def _within(inner: Tensor, outer: Tensor) -> bool:
+    inner = inner.to(outer.device)
+    return inner.shape == outer.shape and not bool((inner & ~outer).any())
+
+
+def _same(images: Tensor, drawn: Tensor) -> bool:
+    return images.shape == drawn.shape and torch.equal(images, drawn.to(images))
