@@ -369,6 +369,7 @@ def test_other_threads_see_stock_lightly() -> None:
     assert torch.equal(run["other"][:, 1:] - 1, expected.ids_keep)
 
 
+@pytest.mark.slow
 def test_compiled() -> None:
     """The stock step is compiled, with the masks of the plugin in it."""
     batch = next(iter(loader()))
