@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if arguments[:1] == ["--self-test"]:
+        arguments = ["self-test", *arguments[1:]]
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0].replace("-", "_")
         try:

@@ -1,0 +1,464 @@
+"""``python -m mim_plugins self-test``: does it all work on this machine, and at what cost?
+
+On every device: the masks' kernels against references, then one training step of every plugin
+in every installed framework, finite and timed against the stock step of the same run. Tiny
+models, under a minute; ratios of large models are smaller, see ``benchmarks/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..masking import ComplementaryMasking, DPPMasking, RandomMasking, dpp, patch_kernel
+from ..masking.dpp import SMALLEST_GAIN, greedy_map, sample_kdpp
+from ..masking.kernels import unit_features
+
+Build = Callable[["Size"], Any]  # a model
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of images and models; the defaults are those of the self-test."""
+
+    image: int = 64
+    patch: int = 8
+    width: int = 64
+    depth: int = 2
+    heads: int = 2
+    decoder_width: int = 32
+    decoder_depth: int = 1
+    resnet: int = 18
+    resnet_width: int = 8
+    queue: int = 64
+    hidden: int = 64
+    batch: int = 8
+
+    @property
+    def patches(self) -> int:
+        return (self.image // self.patch) ** 2
+
+
+# -- kernels against references ------------------------------------------------------------
+
+
+def _coarse(batch: int, size: int, generator: torch.Generator) -> Tensor:
+    """Images ``(batch, 3, size, size)`` with structure, as photographs have."""
+    fine = torch.rand(batch, 3, size, size, generator=generator)
+    coarse = torch.rand(batch, 3, size // 8, size // 8, generator=generator)
+    return 0.8 * coarse.repeat_interleave(8, 2).repeat_interleave(8, 3) + 0.2 * fine
+
+
+def _similarity(device: torch.device) -> str:
+    """Kernel matrices against the definition in float64, with TF32 allowed."""
+    images = _coarse(2, 64, torch.Generator().manual_seed(0))
+    features = unit_features(images, (8, 8))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        rbf, cosine = (
+            patch_kernel(features.to(device), *arguments).cpu().double()
+            for arguments in (("rbf", 0.7), ("cosine",))
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+    x = features.double()
+    squares = (x[:, :, None] - x[:, None]).square().sum(dim=3)
+    unit = nn.functional.normalize(x, dim=2)
+    worst = max(
+        (rbf - torch.exp(-squares / (2 * 0.7**2))).abs().max().item(),
+        (cosine - unit @ unit.mT).abs().max().item(),
+    )
+    _require(worst < 1e-5, f"largest error {worst:.1e}")
+    return f"largest error {worst:.1e}"
+
+
+def _greedy(device: torch.device) -> str:
+    """Volumes of greedily chosen sets against those of the PyTorch path on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    images = _coarse(8, 112, generator)
+    L = patch_kernel(unit_features(images, (14, 14)))
+    noise = torch.rand(8, 196, generator=generator)
+    chosen = greedy_map(L.to(device), 49, noise=noise.to(device)).cpu()
+    reference = dpp._greedy_map_torch(L, 49, SMALLEST_GAIN, True, noise)
+    _require(all(len(set(row)) == 49 for row in chosen.tolist()), "items chosen twice")
+    found, expected = (
+        torch.stack(
+            [torch.logdet(one[row][:, row]) for one, row in zip(L.double(), rows, strict=True)]
+        )
+        for rows in (chosen, reference)
+    )
+    worst = (found - expected).abs().max().item()
+    _require(worst < 0.1, f"log-determinants differ by {worst:.2g}")
+    return f"{(chosen == reference).all(dim=1).sum()} of 8 equal, log det within {worst:.1e}"
+
+
+def _exact(device: torch.device) -> str:
+    """How often two similar items are drawn together, against the determinants."""
+    L = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]], device=device)
+    draws = sample_kdpp(L.expand(10000, -1, -1), 2, torch.Generator(device).manual_seed(0))
+    together = (draws.sum(dim=1) == 1).double().mean().item()  # items 0 and 1
+    expected = 0.19 / 2.19
+    detail = f"together {together:.4f}, by the determinants {expected:.4f}"
+    _require(abs(together - expected) < 5 * (expected * (1 - expected) / 10000) ** 0.5, detail)
+    return detail
+
+
+def _counts(device: torch.device) -> str:
+    """Exact numbers of visible patches, and complementary masks that do not overlap."""
+    images = _coarse(4, 112, torch.Generator().manual_seed(0)).to(device)
+    sizes: dict[str, Any] = {"mask_ratio": 0.75, "patch_size": 8}
+    for masking in (
+        RandomMasking(**sizes),
+        DPPMasking(**sizes),
+        DPPMasking(method="exact", **sizes),
+    ):
+        _require(bool((masking(images).mask.sum(dim=1) == 147).all()), f"{masking}: wrong count")
+    mask = ComplementaryMasking(4, base=DPPMasking(**sizes), **sizes)(images).mask
+    _require(bool(((~mask).view(4, 4, 196).sum(dim=0) == 1).all()), "complementary masks overlap")
+    return "147 of 196 removed, 4 complementary masks cover"
+
+
+KERNELS = {
+    "similarity": _similarity,
+    "greedy DPP": _greedy,
+    "exact k-DPP": _exact,
+    "counts": _counts,
+}
+
+
+def _require(holds: bool, detail: str) -> None:
+    if not holds:
+        raise AssertionError(detail)
+
+
+# -- training steps ------------------------------------------------------------------------
+
+
+def _mmpretrain_mae(size: Size, algorithm: dict | None = None, **backbone: Any) -> Any:
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    import mim_plugins.mmpretrain  # noqa: F401
+
+    init_default_scope("mmpretrain")
+    arch = {"embed_dims": size.width, "num_layers": size.depth, "num_heads": size.heads}
+    model = MODELS.build(
+        {
+            "type": "MAE",
+            "backbone": {
+                "type": "MAEViT",
+                "arch": {**arch, "feedforward_channels": 4 * size.width},
+                "img_size": size.image,
+                "patch_size": size.patch,
+                **backbone,
+            },
+            "neck": {
+                "type": "MAEPretrainDecoder",
+                "num_patches": size.patches,
+                "patch_size": size.patch,
+                "embed_dim": size.width,
+                "decoder_embed_dim": size.decoder_width,
+                "decoder_depth": size.decoder_depth,
+                "decoder_num_heads": size.decoder_width // 32,
+            },
+            "head": {
+                "type": "MAEPretrainHead",
+                "norm_pix": True,
+                "patch_size": size.patch,
+                "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
+            },
+            **(algorithm or {}),
+        }
+    )
+    model.init_weights()
+    return model
+
+
+def _mmpretrain_masked(size: Size, **masking: Any) -> Any:
+    return _mmpretrain_mae(size, type="MaskedMAEViT", masking=masking)
+
+
+def _mmpretrain_mi_mae(size: Size) -> Any:
+    information = {"hidden_dim": size.hidden, "projection_dim": size.hidden // 2}
+    return _mmpretrain_mae(
+        size,
+        {"type": "MIMAE", "information": information},
+        type="MaskedMAEViT",
+        masking={"type": "ComplementaryMasking", "num_masks": 4},
+    )
+
+
+def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+
+    import mim_plugins.mmpretrain  # noqa: F401
+
+    init_default_scope("mmpretrain")
+    channels = size.resnet_width * (8 if size.resnet < 50 else 32)
+    model = MODELS.build(
+        {
+            "type": "MixMaskMoCo" if plugin else "MoCo",
+            "queue_len": size.queue,
+            "feat_dim": size.hidden // 2,
+            "momentum": 0.001,
+            "backbone": {
+                "type": "ResNet",
+                "depth": size.resnet,
+                "stem_channels": size.resnet_width,
+                "base_channels": size.resnet_width,
+            },
+            "neck": {
+                "type": "MoCoV2Neck",
+                "in_channels": channels,
+                "hid_channels": size.hidden,
+                "out_channels": size.hidden // 2,
+                "with_avg_pool": True,
+            },
+            "head": {
+                "type": "ContrastiveHead",
+                "loss": {"type": "CrossEntropyLoss"},
+                "temperature": 0.2,
+            },
+            **plugin,
+        }
+    )
+    model.init_weights()
+    return model
+
+
+def _lightly_mae(size: Size, **plugins: Callable[[Size], Any]) -> Any:
+    from ._self_test_lightly import MAE
+
+    return _wrapped(MAE(size), size, plugins)
+
+
+def _lightly_simsiam(size: Size, **plugins: Callable[[Size], Any]) -> Any:
+    from ._self_test_lightly import SimSiam
+
+    return _wrapped(SimSiam(size), size, plugins)
+
+
+def _wrapped(model: Any, size: Size, plugins: dict[str, Callable[[Size], Any]]) -> Any:
+    from ..lightly import wrap
+
+    if plugins:
+        wrap(model, **{name: make(size) for name, make in plugins.items()})
+    return model
+
+
+def _uniformity(size: Size) -> list[nn.Module]:
+    from ..regularizers import UniformityLoss
+
+    return [UniformityLoss()]
+
+
+def _information(size: Size) -> list[nn.Module]:
+    from ..regularizers import MutualInformationLoss
+
+    hidden = size.hidden
+    return [MutualInformationLoss(size.width, hidden_dim=hidden, projection_dim=hidden // 2)]
+
+
+def _mixing(size: Size) -> Any:
+    from ..mixing import MixMask
+
+    return MixMask(grid_size=4)
+
+
+# framework -> stock pipeline -> plugin -> model; "stock" first, the others are timed against it.
+STEPS: dict[str, dict[str, dict[str, Build]]] = {
+    "mmpretrain": {
+        "MAE": {
+            "stock": _mmpretrain_mae,
+            "DPP greedy": partial(_mmpretrain_masked, type="DPPMasking"),
+            "DPP exact": partial(_mmpretrain_masked, type="DPPMasking", method="exact"),
+            "U-MAE": partial(_mmpretrain_mae, algorithm={"type": "UMAE"}),
+            "MI-MAE (4 masks)": _mmpretrain_mi_mae,
+        },
+        "MoCo": {
+            "stock": _mmpretrain_moco,
+            "MixMask": partial(_mmpretrain_moco, mixmask={"grid_size": 4}),
+        },
+    },
+    "lightly": {
+        "MAE": {
+            "stock": _lightly_mae,
+            "DPP greedy": partial(_lightly_mae, masking=lambda size: DPPMasking()),
+            "DPP exact": partial(_lightly_mae, masking=lambda size: DPPMasking(method="exact")),
+            "U-MAE": partial(_lightly_mae, regularizers=_uniformity),
+            "MI-MAE (4 masks)": partial(
+                _lightly_mae,
+                masking=lambda size: ComplementaryMasking(4),
+                regularizers=_information,
+            ),
+        },
+        "SimSiam": {
+            "stock": _lightly_simsiam,
+            "MixMask": partial(_lightly_simsiam, mixing=_mixing),
+        },
+    },
+}
+
+
+def make_step(
+    framework: str, model: Any, views: list[Tensor], amp: bool = False
+) -> Callable[[], Tensor]:
+    """One optimiser step on ``views``, as the framework calls its model; gives the loss.
+
+    ``amp``: the forward pass in bfloat16 autocast.
+    """
+    device = views[0].device
+    model.to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    siamese = hasattr(model, "queue")
+
+    def step() -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            if framework == "mmpretrain":
+                losses = model.loss(list(views) if siamese else views[0], None)
+                loss, _ = model.parse_losses(losses)
+            else:
+                labels = torch.zeros(len(views[0]), dtype=torch.long, device=device)
+                loss = model.training_step((list(views), labels, [""] * len(labels)), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def time_in_turn(
+    steps: dict[str, Callable[[], Tensor]], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds per step after one that warms up, the steps taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+# -- the table -----------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One line of the report."""
+
+    device: str
+    part: str
+    check: str
+    passed: bool
+    detail: str
+
+
+def devices() -> list[torch.device]:
+    """The CPU and every CUDA device."""
+    return [
+        torch.device("cpu"),
+        *(torch.device("cuda", i) for i in range(torch.cuda.device_count())),
+    ]
+
+
+def check_kernels(device: torch.device) -> Iterator[Row]:
+    for name, check in KERNELS.items():
+        try:
+            yield Row(str(device), "kernels", name, True, check(device))
+        except Exception as error:  # whatever breaks is a row of the report
+            yield Row(str(device), "kernels", name, False, _one_line(error))
+
+
+def check_steps(framework: str, device: torch.device, size: Size, repeats: int) -> Iterator[Row]:
+    images = _coarse(2 * size.batch, size.image, torch.Generator().manual_seed(0))
+    views = list(images.to(device).chunk(2))
+    for pipeline, plugins in STEPS[framework].items():
+        steps, failures = {}, {}
+        for name, build in plugins.items():
+            try:
+                torch.manual_seed(0)
+                step = make_step(framework, build(size), views)
+                loss = float(step())
+                _require(loss - loss == 0, f"loss {loss}")
+                steps[name] = step
+            except Exception as error:
+                failures[name] = _one_line(error)
+        seconds = time_in_turn(steps, repeats, device)
+        for name in plugins:
+            if name in failures:
+                detail = failures[name]
+            elif "stock" not in seconds or name == "stock":
+                detail = f"{seconds[name] * 1e3:.1f} ms"
+            else:
+                ratio = seconds[name] / seconds["stock"]
+                detail = f"{seconds[name] * 1e3:.1f} ms, {ratio:.2f} x stock"
+            check = f"{pipeline}, {name}"
+            yield Row(str(device), framework, check, name not in failures, detail)
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mim_plugins self-test",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args(argv)
+    start = time.perf_counter()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(
+        f"torch {torch.__version__}, Python {sys.version.split()[0]}; "
+        f"{torch.get_num_threads()} threads; CUDA devices: {', '.join(gpus) or 'none'}\n"
+    )
+    failed = 0
+    logging.disable(logging.INFO)  # mmengine lists every weight it initialises
+    print(f"{'device':<8} {'part':<11} {'check':<23} {'':<7} result")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for device in devices():
+            for row in _rows(device):
+                failed += not row.passed
+                mark = "ok" if row.passed else "FAILED"
+                print(
+                    f"{row.device:<8} {row.part:<11} {row.check:<23} {mark:<7} {row.detail}",
+                    flush=True,
+                )
+    logging.disable(logging.NOTSET)
+    for framework in STEPS:
+        if not find_spec(framework):
+            print(f"{'':<8} {framework:<11} not installed")
+    for warning in caught:
+        if warning.category is RuntimeWarning and "GPU" in str(warning.message):
+            print(f"warning: {warning.message}")
+    seconds = time.perf_counter() - start
+    print(f"\n{f'{failed} FAILED' if failed else 'all passed'}, {seconds:.0f} s")
+    return int(failed > 0)
+
+
+def _rows(device: torch.device) -> Iterator[Row]:
+    yield from check_kernels(device)
+    for framework in STEPS:
+        if find_spec(framework):
+            yield from check_steps(framework, device, Size(), repeats=5)
