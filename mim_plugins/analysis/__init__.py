@@ -21,6 +21,7 @@ from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
 from .mean_classifier import mean_classifier, mean_classifier_accuracy
 from .monitors import MONITORS, monitor
 from .mosaic import mask_mosaic
+from .rankme import rankme
 from .reconstruction import reconstruction_scores
 from .shared_latents import SharedLatents, shared_latents
 from .spectrum import effective_rank, singular_spectrum
@@ -61,6 +62,7 @@ __all__ = [
     "plot_history",
     "plot_mask_tradeoff",
     "plot_spectra",
+    "rankme",
     "reconstruction_scores",
     "shared_latents",
     "singular_spectrum",
