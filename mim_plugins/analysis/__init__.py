@@ -8,6 +8,7 @@ from .abstraction import (
     mask_abstraction,
     plot_abstraction_profile,
 )
+from .alpha_req import alpha_req
 from .attention import attention_map, last_layer_attention, plot_attention
 from .class_distances import ClassDistances, class_distances, plot_class_distances
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
@@ -40,6 +41,7 @@ __all__ = [
     "MaskTradeoff",
     "SharedLatents",
     "abstraction_profile",
+    "alpha_req",
     "attention_map",
     "class_distances",
     "cooccurrence",
