@@ -16,6 +16,7 @@ from .embedding import linear_separability, plot_embeddings, tsne
 from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
 from .history import History, plot_history, plot_spectra
 from .knn import knn_top1
+from .lidar import lidar
 from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
 from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
@@ -48,6 +49,7 @@ __all__ = [
     "effective_rank",
     "knn_top1",
     "last_layer_attention",
+    "lidar",
     "linear_separability",
     "mask_abstraction",
     "mask_alignment_diversity",
