@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import mmpretrain
+
+from ..warm import run_script
 
 TOOLS = Path(mmpretrain.__file__).parent / ".mim" / "tools"
 CONFIGS = Path(__file__).parents[2] / "configs_mmpretrain"
@@ -49,15 +48,10 @@ def loader(folder: Path, split: str, images: int, *transforms: str) -> str:
 
 def run_tool(name: str, *arguments: str | Path, **environment: str) -> str:
     """Run ``tools/<name>.py`` and return what it printed; its failure is the test's."""
-    result = subprocess.run(
-        [sys.executable, str(TOOLS / f"{name}.py"), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
+    env = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
+    code, output = run_script(TOOLS / f"{name}.py", *arguments, env=env)
+    assert code == 0, output[-4000:]
+    return output
 
 
 def read_log(work_dir: Path) -> str:

@@ -6,3 +6,6 @@ model = dict(
         type='BEiTViT',
         use_rel_pos_bias=False,
         use_shared_rel_pos_bias=True))
+
+# Upstream's frozen_stages leaves the shared bias out, which a linear probe must not train.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(rel_pos_bias=dict(lr_mult=0.))))
