@@ -1,5 +1,6 @@
 # make demo    install, then pre-train with random and DPP masks, probe both, draw report.png
 # make test    install, then lint, types and tests
+# make docs    install, then build the documentation into site/
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo_output
@@ -10,7 +11,7 @@ export OUT DATA EPOCHS PROBE_EPOCHS SEEDS TAU
 DEMO_ARGS := --out "$$OUT" $${DATA:+--data "$$DATA"} $${EPOCHS:+--epochs $$EPOCHS} \
 	$${PROBE_EPOCHS:+--probe-epochs $$PROBE_EPOCHS} $${SEEDS:+--seeds $$SEEDS} $${TAU:+--tau $$TAU}
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # One thread unless OMP_NUM_THREADS says otherwise: the models are tiny, more only get in each
 # other's way on a busy machine.
@@ -25,6 +26,9 @@ lint: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(RUN) -m mkdocs build --strict
+
 # setuptools comes first: bases named mmpretrain:: need its pkg_resources.
 $(VENV)/.installed-%: setup.cfg pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -33,4 +37,4 @@ $(VENV)/.installed-%: setup.cfg pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_output data lightning_logs work_dirs build dist *.egg-info
+	rm -rf $(VENV) demo_output data lightning_logs work_dirs build dist site *.egg-info
