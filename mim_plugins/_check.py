@@ -30,28 +30,32 @@ def check_number(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    # numpy's narrow floats by their shortest digits: float32's 0.6 is 0.6, not 0.60000002384.
+    return float(str(value)) if hasattr(value, "dtype") else float(value)
 
 
 def check_weight(name: str, value: Any) -> float:
     """As :func:`check_number`; ValueError unless finite and at least 0."""
-    if not 0.0 <= check_number(name, value) < math.inf:
+    number = check_number(name, value)
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return float(value)
+    return number
 
 
 def check_positive(name: str, value: Any) -> float:
     """As :func:`check_number`; ValueError unless finite and above 0."""
-    if not 0.0 < check_number(name, value) < math.inf:
+    number = check_number(name, value)
+    if not 0.0 < number < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}")
-    return float(value)
+    return number
 
 
 def check_share(name: str, value: Any) -> float:
     """As :func:`check_number`; ValueError unless in [0, 1]."""
-    if not 0.0 <= check_number(name, value) <= 1.0:
+    number = check_number(name, value)
+    if not 0.0 <= number <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {value}")
-    return float(value)
+    return number
 
 
 def check_bool(name: str, value: Any) -> bool:

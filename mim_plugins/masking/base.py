@@ -17,9 +17,10 @@ check_versions(torch)
 
 def check_mask_ratio(mask_ratio: float) -> float:
     """Return ``mask_ratio`` if it is a number in (0, 1), else raise TypeError or ValueError."""
-    if not 0.0 < check_number("mask_ratio", mask_ratio) < 1.0:
+    number = check_number("mask_ratio", mask_ratio)
+    if not 0.0 < number < 1.0:
         raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}")
-    return float(mask_ratio)
+    return number
 
 
 def agree(name: str, own: Any, given: Any, default: Any = None) -> Any:
@@ -124,6 +125,9 @@ class Masking(ABC):
             ``(B, U)`` scores without NaN.
         """
 
+    def check_grid(self, grid: tuple[int, int]) -> None:  # noqa: B027
+        """ValueError unless masks of so many rows and columns of units can be drawn."""
+
     def layout(
         self,
         height: int,
@@ -153,6 +157,7 @@ class Masking(ABC):
                 f"{height} x {width}"
             )
         grid = height // unit, width // unit
+        self.check_grid(grid)
         units = grid[0] * grid[1]
         num_keep = int(units * (1 - ratio))
         if num_keep < 1:
@@ -227,4 +232,4 @@ def _units_to_patches(mask: PatchMask, grid: tuple[int, int], side: int) -> Patc
         patches.view(rows, side, cols, side).transpose(1, 2).reshape(rows * cols, side**2)
     )
     ids_shuffle = patches_of_unit[mask.ids_shuffle].flatten(1)
-    return PatchMask(ids_shuffle, mask.num_keep * side**2)
+    return PatchMask(ids_shuffle, mask.num_keep * side**2, check=False)

@@ -7,20 +7,19 @@ arXiv 2303.12736. Equation numbers are those of its supplement.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._check import check_choice, check_share
+from .._device import is_traced, widest_dtype
 from . import _numba, _triton, _triton_kdpp
 from .base import Masking
-from .kernels import FEATURES, check_kernel, patch_kernel, unit_features, unit_sides
+from .kernels import FEATURES, check_kernel, patch_kernel, unit_features
 
-if TYPE_CHECKING:
-    import numpy as np
-
-# Gains below this are rounding: the patch lies in the span of those already chosen.
+# Of the largest diagonal element. Gains below this are rounding: the patch lies in the span
+# of those already chosen.
 SMALLEST_GAIN = 1e-12
 _EIGENVALUE_FLOOR = 1e-10  # of the mean eigenvalue
 
@@ -100,63 +99,10 @@ class DPPMasking(Masking):
     ) -> Tensor:
         if self.tau == 1.0:
             return noise
-        if self.compiled and _numba.usable_for(images) and noise.dtype == torch.float32:
-            pixels, numbers = images.float().contiguous().numpy(), noise.contiguous().numpy()
-            sides, threshold = self._compiled_settings(images.shape[2], images.shape[3], grid)
-            kernel, bandwidth = self.kernel, self.bandwidth
-            return torch.from_numpy(
-                _numba.greedy_scores(
-                    pixels, grid, sides, kernel, bandwidth, num_keep, threshold, numbers
-                )
-            )
         ids_keep = self.choose(self.similarity(images, grid), num_keep, noise, generator)
         # Chosen units first, in the order of their choice; the others as random masking.
         order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
         return noise.scatter(1, ids_keep, order.expand_as(ids_keep))
-
-    @property
-    def compiled(self) -> bool:
-        """Whether :meth:`image_mask` can be used: numba, greedy, own features.
-
-        On the CPU :meth:`scores` then goes from pixels to masks without a kernel matrix.
-        Where gains are equal up to rounding, the units chosen may differ from those that
-        :meth:`similarity` and :meth:`choose` give.
-        """
-        return _numba.INSTALLED and self.method == "greedy" and isinstance(self.features, str)
-
-    def image_mask(
-        self,
-        image: np.ndarray,
-        order: np.ndarray,
-        grid: tuple[int, int],
-        num_keep: int,
-        scale: int = 1,
-    ) -> np.ndarray:
-        """Mask of one image in a data pipeline, where :attr:`compiled`.
-
-        Args:
-            image: ``(H, W, C)``, uint8 or what numpy converts to float32.
-            order: ``(U,)`` int64, a random permutation of the units; random choice keeps
-                the last ones.
-            grid, num_keep: See :meth:`Masking.scores`.
-            scale: Side of a unit in the mask. Default: 1.
-
-        Returns:
-            ``(rows * scale, cols * scale)`` int64, 1 = masked.
-        """
-        sides, threshold = self._compiled_settings(image.shape[0], image.shape[1], grid)
-        kernel, bandwidth = self.kernel, self.bandwidth
-        return _numba.image_mask(
-            image, order, grid, sides, kernel, bandwidth, num_keep, threshold, scale
-        )
-
-    def _compiled_settings(
-        self, height: int, width: int, grid: tuple[int, int]
-    ) -> tuple[tuple[int, int], float]:
-        assert isinstance(self.features, str)
-        assert self.tau is not None
-        sides = unit_sides(height // grid[0], width // grid[1], self.features)
-        return sides, max(self.tau, SMALLEST_GAIN)
 
     def similarity(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``."""
@@ -195,15 +141,14 @@ def greedy_map(
 
     The gain of item j is ``d_j^2 = det(L_{Y+j}) / det(L_Y)``. Items are added in order of
     largest gain while that gain exceeds ``tau`` (and rounding error); the rest are
-    uniformly random. Arithmetic is float64 whatever the dtype of ``L``; on the CPU, with
-    numba, that of float32 kernels is float32 as long as gains are above a hundredth of the
-    largest diagonal element.
+    uniformly random. Arithmetic is float64 whatever the dtype of ``L``, or float32 on devices
+    that have nothing else.
 
     Args:
         L: ``(B, N, N)`` symmetric positive semi-definite kernels.
         k: Number of items, in 1..N.
-        tau: Smallest accepted gain, in [0, 1]; meant for unit-diagonal kernels, where
-            every gain but the first is at most 1. Default: 0, greedy to the end.
+        tau: Smallest accepted gain, as a share of the kernel's largest diagonal element,
+            which no gain exceeds; in [0, 1]. Default: 0, greedy to the end.
         random_start: Draw the first item uniformly (DPPMask). If False, it is the one with
             the largest diagonal element (the usual greedy MAP). Default: True.
         generator: Source of randomness, on the device of ``L``. Default: torch's own.
@@ -223,7 +168,11 @@ def greedy_map(
         noise = torch.rand(batch, num, device=L.device, generator=generator)
     elif noise.shape != (batch, num):
         raise ValueError(f"noise must have shape {(batch, num)}, got {tuple(noise.shape)}")
-    return choose_sets(L, k, threshold, random_start, noise)
+    if L.dtype not in (torch.float32, torch.float64):
+        L = L.float()
+    # Divided by 1, which patch_kernel's diagonals are, nothing changes.
+    largest = L.diagonal(dim1=1, dim2=2).amax(dim=1)[:, None, None]
+    return choose_sets(L / torch.where(largest > 0, largest, 1), k, threshold, random_start, noise)
 
 
 def choose_sets(
@@ -244,7 +193,7 @@ def choose_sets(
         ``(M * B, k)`` long; row ``m * B + b`` is set m of kernel b.
     """
     arguments = (L, k, threshold, random_start, noise)
-    if num_sets == 1 and _numba.usable_for(L):
+    if num_sets == 1 and not is_traced(L) and _numba.usable_for(L):
         return _numba.greedy_map(*arguments)
     return _fused(_triton.greedy_map, _greedy_map_torch, *arguments, num_sets)
 
@@ -253,7 +202,9 @@ def _fused(
     kernel: Callable[..., Tensor | None], reference: Callable[..., Tensor], *arguments: Any
 ) -> Tensor:
     """The result of a Triton kernel where it can run, else that of its reference."""
-    result = kernel(*arguments) if _triton.usable_for(arguments[0]) else None
+    L = arguments[0]
+    fits = (torch.compiler.is_compiling() or not is_traced(L)) and _triton.usable_for(L)
+    result = kernel(*arguments) if fits else None
     return reference(*arguments) if result is None else result
 
 
@@ -261,33 +212,34 @@ def _greedy_map_torch(
     L: Tensor, k: int, threshold: float, random_start: bool, noise: Tensor, num_sets: int = 1
 ) -> Tensor:
     """The contract of :func:`choose_sets`, in PyTorch alone."""
+    # Out of place where images meet noise, so that vmap can run it.
+    L = L.to(widest_dtype(L.device))
+    threshold = max(threshold, 100 * torch.finfo(L.dtype).eps)
     batch, num = L.shape[:2]
-    rows = torch.arange(batch, device=L.device)
-    gain = L.diagonal(dim1=1, dim2=2).double().repeat(num_sets, 1, 1)  # d_i^2, (M, B, N)
-    rest = noise.clone()  # order of random choice; infinite once chosen
-    c = gain.new_zeros(num_sets * batch, k, num)  # c[b, :t, i] is c_i of Eq. 13
-    chosen = torch.empty(num_sets, batch, k, dtype=torch.long, device=L.device)
-    greedy = torch.empty(num_sets, batch, dtype=torch.bool, device=L.device)
+    gain = L.diagonal(dim1=1, dim2=2).repeat(num_sets, 1, 1)  # d_i^2, (M, B, N)
+    rest = noise  # order of random choice; infinite once chosen
+    c = L.new_zeros(num_sets * batch, k, num)  # c[b, :t, i] is c_i of Eq. 13
+    chosen: list[Tensor] = []
     for t in range(k):
+        turn: dict[int, tuple[Tensor, Tensor]] = {}
         for m in range(num_sets) if t % 2 == 0 else reversed(range(num_sets)):
             free = gain[m].masked_fill(rest.isinf(), -torch.inf)
             j = rest.argmin(dim=1) if t == 0 and random_start else free.argmax(dim=1)
-            greedy[m] = free[rows, j] > threshold
-            j = torch.where(greedy[m], j, rest.argmin(dim=1))
-            chosen[m, :, t] = j
-            rest[rows, j] = torch.inf
-        j = chosen[:, :, t]
-        largest = gain.gather(2, j[:, :, None])[:, :, 0]
+            greedy = free.gather(1, j[:, None])[:, 0] > threshold
+            j = torch.where(greedy, j, rest.argmin(dim=1))
+            rest = rest.scatter(1, j[:, None], torch.inf)
+            turn[m] = j, greedy
+        ids, greedily = (torch.stack([turn[m][i] for m in range(num_sets)]) for i in (0, 1))
+        chosen.append(ids)
+        largest = gain.gather(2, ids[:, :, None])[:, :, 0]
+        L_j = L.gather(1, ids.T[:, :, None].expand(-1, -1, num)).transpose(0, 1)
+        d_j = torch.where(greedily, largest, 1.0).sqrt()
         c[:, t], after = _condition(
-            L[rows, j].flatten(0, 1),
-            c[:, :t],
-            j.flatten(),
-            torch.where(greedy, largest, 1.0).sqrt().flatten(),
-            gain.flatten(0, 1),
+            L_j.flatten(0, 1), c[:, :t], ids.flatten(), d_j.flatten(), gain.flatten(0, 1)
         )
         # Gains never grow, so once none is above the threshold a set's rest is random.
-        gain = torch.where(greedy[:, :, None], after.view_as(gain), -torch.inf)
-    return chosen.flatten(0, 1)
+        gain = torch.where(greedily[:, :, None], after.view_as(gain), -torch.inf)
+    return torch.stack(chosen, dim=2).flatten(0, 1)
 
 
 def _condition(
@@ -298,7 +250,7 @@ def _condition(
     Shapes: ``L_j (B, N)``, ``c (B, t, N)``, ``j (B,)``, ``d_j (B,)``, ``gain (B, N)``.
     """
     c_j = c.gather(2, j[:, None, None].expand(-1, c.shape[1], 1))
-    e = (L_j.double() - (c_j.mT @ c)[:, 0]) / d_j[:, None]  # Eq. 14
+    e = (L_j - (c_j.mT @ c)[:, 0]) / d_j[:, None]  # Eq. 14
     return e, gain - e * e  # Eq. 15
 
 
@@ -328,9 +280,9 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
     batch, num = L.shape[:2]
     if L.is_cuda and num > 32:
         _triton_kdpp.warn_if_eigh_is_a_loop(torch.__version__)
-    eigenvalues, eigenvectors = torch.linalg.eigh(L.double())
+    eigenvalues, eigenvectors = torch.linalg.eigh(L.to(widest_dtype(L.device)))
     floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
-    random: Any = {"dtype": torch.float64, "device": L.device}
+    random: Any = {"dtype": eigenvalues.dtype, "device": L.device}
     uniform = torch.rand((num, batch), generator=generator, **random)
     log_eigenvalues = torch.maximum(eigenvalues, floor).log()
     spanned = _fused(

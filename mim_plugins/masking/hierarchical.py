@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
-from .base import Layout, Masking
+from .base import Masking
 from .hierarchy import LatentHierarchy
 
 
@@ -74,17 +74,14 @@ class HierarchicalMasking(Masking):
         for height in range(1, level + 1):
             hierarchy.ancestors_at(height)  # computed now, not while torch.compile traces
 
-    def layout(self, height: int, width: int, **model: Any) -> Layout:
-        """As :meth:`Masking.layout`; ValueError also if image and hierarchy do not fit."""
-        layout = super().layout(height, width, **model)
-        (rows, cols), num = layout.grid, len(self.hierarchy.observables)
+    def check_grid(self, grid: tuple[int, int]) -> None:
+        """ValueError unless the hierarchy has one observable per masking unit."""
+        (rows, cols), num = grid, len(self.hierarchy.observables)
         if self.hierarchy.grid not in (None, (rows, cols)) or num != rows * cols:
             raise ValueError(
-                f"hierarchy must have one observable per masking unit, {rows} x {cols} of "
-                f"{height // rows} pixels in a {height} x {width} image, got "
+                f"hierarchy must have one observable per masking unit, {rows} x {cols}, got "
                 f"{self.hierarchy.grid or num}"
             )
-        return layout
 
     def scores(
         self,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_choice, check_positive
+from .._device import widest_dtype
 
 KERNELS = ("rbf", "cosine")
 FEATURES = ("pixels", "pooled")
@@ -28,18 +30,6 @@ def check_kernel(kernel: str, bandwidth: float | None) -> None:
         raise ValueError(f"bandwidth applies to kernel='rbf' only, got kernel={kernel!r}")
     if bandwidth is not None:
         check_positive("bandwidth", bandwidth)
-
-
-def in_float32_range(bandwidth: float) -> float:
-    """``bandwidth``, or the nearest one whose square neither vanishes nor overflows."""
-    return min(max(bandwidth, 1e-18), 1e18)
-
-
-def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:
-    """Height and width in pixels of what describes a unit of ``height`` x ``width``."""
-    if features == "pooled" and min(height, width) > POOLED_SIDE:
-        return POOLED_SIDE, POOLED_SIDE
-    return height, width
 
 
 def unit_features(
@@ -72,12 +62,16 @@ def unit_features(
                 f"{tuple(vectors.shape)}"
             )
     else:
-        pixels = images
-        side_h, side_w = unit_sides(height // rows, width // cols, features)
+        pixels = images if images.is_floating_point() else images.float()
+        side_h, side_w = height // rows, width // cols
+        if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
+            side_h = side_w = POOLED_SIDE
         if (rows * side_h, cols * side_w) != (height, width):
             pixels = F.adaptive_avg_pool2d(pixels, (rows * side_h, cols * side_w))
         pixels = pixels.reshape(batch, channels, rows, side_h, cols, side_w)
-        vectors = pixels.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * cols, -1)
+        vectors = pixels.permute(0, 2, 4, 1, 3, 5).reshape(
+            batch, rows * cols, channels * side_h * side_w
+        )
     vectors = torch.nan_to_num(vectors.float(), nan=0.0, posinf=0.0, neginf=0.0)
     return vectors.clamp_(-LARGEST, LARGEST)
 
@@ -89,7 +83,7 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
     ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each
     image's median distance between patches, over the pairs with one of 32 evenly spaced
     patches (all pairs if there are no more). ``"cosine"`` is the cosine similarity.
-    Computed in float64, outside autocast, and rounded to float32.
+    Computed in float64 where the device has it, outside autocast, and rounded to float32.
 
     Args:
         features: ``(B, N, D)``, finite.
@@ -103,8 +97,10 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
         ValueError: If ``kernel`` or ``bandwidth`` is not allowed.
     """
     check_kernel(kernel, bandwidth)
-    with torch.autocast(features.device.type, enabled=False):
-        x = features.double()  # float32 products may be TF32's or bfloat16's, as the user sets
+    meta = features.is_meta  # for which there is no autocast
+    with nullcontext() if meta else torch.autocast(features.device.type, enabled=False):
+        # float32 products may be TF32's or bfloat16's, as the user sets.
+        x = features.to(widest_dtype(features.device))
         if kernel == "cosine":
             x = F.normalize(x, dim=2)
             similarity = (x @ x.mT).float().clamp_(-1.0, 1.0)
@@ -119,7 +115,8 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
                 # More than half of the pairs equal: the limit bandwidth -> 0.
                 distances.div_(scale.clamp_(min=torch.finfo(torch.float32).tiny))
             else:
-                distances.div_(in_float32_range(bandwidth) ** 2)
+                # The nearest one whose square neither vanishes nor overflows.
+                distances.div_(min(max(bandwidth, 1e-18), 1e18) ** 2)
             similarity = distances.div_(-2).exp_()
     similarity.diagonal(dim1=1, dim2=2).fill_(1.0)
     return similarity

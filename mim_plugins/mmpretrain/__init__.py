@@ -34,7 +34,7 @@ from .analysis.online_probe import OnlineProbeHook
 from .analysis.reconstruction import reconstruct
 from .masking.backbones import MaskedMAEHiViT, MaskedMAEViT
 from .masking.simmim_vit import SimMIMBEiTViT, SimMIMViT
-from .masking.transforms import DPPMaskGenerator
+from .masking.transforms import DPPMaskGenerator, MaskGenerator
 from .mixing.algorithms import (
     MixMaskAugment,
     MixMaskBYOL,
@@ -73,6 +73,7 @@ __all__ = [
     "FeatureMonitorHook",
     "HierarchicalMaskingAnalyzer",
     "MISimMIM",
+    "MaskGenerator",
     "MaskVisualizationHook",
     "MaskedMAEHiViT",
     "MaskedMAEViT",

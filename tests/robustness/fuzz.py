@@ -52,6 +52,7 @@ FITTING: dict[str, dict[str, Any]] = {
     "HierarchicalMasking": {"patch_size": 4},
     "EpochSeed": {"seed": 0},
     "DPPMaskGenerator": {"input_size": 32, "mask_patch_size": 8},
+    "MaskGenerator": {"masking": {"type": "BlockMasking"}, "input_size": 32, "mask_patch_size": 8},
 }
 # Arguments that are torch's own or data: what is wrong with them torch says.
 NOT_FUZZED = {"device", "images", "generator", "model"}

@@ -1,8 +1,9 @@
-"""DPP masks drawn in the data pipeline, where SimMIM, BEiT and MaskFeat draw theirs."""
+"""Masks drawn in the data pipeline, where SimMIM, BEiT, MaskFeat and CAE draw theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,19 +12,23 @@ from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
 from ..._check import check_int, check_share
-from ...masking import DPPMasking
+from ...masking import DPPMasking, Masking
+from ...masking.base import agree
+from .backbones import build_masking
 
 
 @TRANSFORMS.register_module()
-class DPPMaskGenerator(BaseTransform):
-    """Drop-in for ``SimMIMMaskGenerator`` and ``BEiTMaskGenerator`` with DPP masks.
+class MaskGenerator(BaseTransform):
+    """Drop-in for ``SimMIMMaskGenerator`` and ``BEiTMaskGenerator`` with masks of any masking.
 
-    Change ``type`` in a stock pipeline and keep the other arguments: key, shape, dtype and
-    number of masked patches stay as they are. It must stand, like the stock generators,
-    after the last transform that changes the image.
+    Change ``type`` in a stock pipeline, name a ``masking`` and keep the other arguments: key,
+    shape, dtype and number of masked patches stay as they are. With ``RandomMasking`` it equals
+    ``SimMIMMaskGenerator`` bit for bit. It must stand, like the stock generators, after the
+    last transform that changes the image.
 
     Each mask takes one ``np.random.permutation``, as the stock generators take their numbers
-    from numpy: of the main process, or of the data-loader worker that loads the image. Workers
+    from numpy: of the main process, or of the data-loader worker that loads the image; what a
+    masking needs beside it comes from torch. Workers
     do not repeat one another's masks. With a fixed ``randomness.seed`` and number of workers
     the masks are the same in every run; with another number of workers they are others. With
     ``persistent_workers=False`` mmengine seeds the workers of every epoch alike, and the
@@ -31,13 +36,16 @@ class DPPMaskGenerator(BaseTransform):
 
     **Required Keys**:
 
-    - img
+    - img (``(H, W, C)`` or ``(H, W)``, a tensor ``(C, H, W)``, or a list with one first)
 
     **Added Keys**:
 
     - mask (``(H, W)`` int, 1 = masked)
 
     Args:
+        masking (dict | Masking): A masking of :mod:`mim_plugins.masking` that draws one mask
+            per image, e.g. ``dict(type='BlockMasking')``; it gets images ``(1, C, H, W)``,
+            float32 in 0..255, channels in the pipeline's order.
         input_size (int | tuple): As SimMIM's, the side of the image in pixels; with
             ``num_masking_patches``, as BEiT's, the grid of patches. Defaults to 192.
         mask_patch_size (int): Side of a masking unit in pixels (SimMIM). Defaults to 32.
@@ -46,19 +54,18 @@ class DPPMaskGenerator(BaseTransform):
         num_masking_patches (int, optional): Number of masked patches (BEiT). Defaults to
             None, which selects SimMIM's arguments.
         min_num_patches, max_num_patches, min_aspect, max_aspect: BEiT's arguments of its
-            rectangles. Accepted and unused: DPP masks have none.
-        method, tau, kernel, bandwidth, features: See
-            :class:`mim_plugins.masking.DPPMasking`; a callable for ``features`` gets
-            images ``(1, C, H, W)``, float32 in 0..255, channels in the pipeline's order.
+            rectangles. Accepted and unused: they are the masking's business.
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range, or later if the image does not have the
-            stated size.
+        ValueError: If an argument is out of range, the masking disagrees, or later if the
+            image does not have the stated size.
     """
 
     def __init__(
         self,
+        *,
+        masking: dict | Masking,
         input_size: int | tuple[int, int] = 192,
         mask_patch_size: int = 32,
         model_patch_size: int = 4,
@@ -68,21 +75,18 @@ class DPPMaskGenerator(BaseTransform):
         max_num_patches: int | None = None,
         min_aspect: float = 0.3,
         max_aspect: float | None = None,
-        method: str = "greedy",
-        tau: float | None = None,
-        kernel: str = "rbf",
-        bandwidth: float | None = None,
-        features: str | Callable[[Tensor], Tensor] = "pooled",
     ) -> None:
         sides = input_size if isinstance(input_size, tuple | list) else (input_size,) * 2
         if len(sides) != 2:
             raise ValueError(f"input_size must be an int or two, got {input_size!r}")
         height, width = (check_int("input_size", side) for side in sides)
         self.input_size = input_size
+        self.masking = build_masking(masking)
+        if self.masking.num_masks > 1:
+            raise ValueError(f"masking must draw one mask per image, got {self.masking}")
         if num_masking_patches is None:
             check_int("mask_patch_size", mask_patch_size)
             check_int("model_patch_size", model_patch_size)
-            check_share("mask_ratio", mask_ratio)
             if height % mask_patch_size or width % mask_patch_size:
                 raise ValueError(
                     f"input_size must be a multiple of mask_patch_size={mask_patch_size}, "
@@ -95,61 +99,103 @@ class DPPMaskGenerator(BaseTransform):
                 )
             self.grid = height // mask_patch_size, width // mask_patch_size
             self.scale = mask_patch_size // model_patch_size
-            self.num_mask = int(np.ceil(self.grid[0] * self.grid[1] * mask_ratio))
+            ratio = check_share("mask_ratio", mask_ratio)
+            self.num_mask = int(np.ceil(self.grid[0] * self.grid[1] * ratio))
             given = f"mask_ratio={mask_ratio}"
+            agree("mask_ratio", self.masking.mask_ratio, ratio)
+            agree("patch_size", self.masking.patch_size, model_patch_size)
+            agree("mask_unit", self.masking.mask_unit, mask_patch_size)
         else:
             self.grid = height, width
             self.scale = 1
             self.num_mask = check_int("num_masking_patches", num_masking_patches)
             given = f"num_masking_patches={num_masking_patches}"
+            agree("mask_ratio", self.masking.mask_ratio, num_masking_patches / (height * width))
         self.num_units = self.grid[0] * self.grid[1]
         if not 0 < self.num_mask < self.num_units:
             raise ValueError(
                 f"{given} must mask at least one and not all of {self.num_units} masking units"
             )
-        self.masking = DPPMasking(
-            method=method, tau=tau, kernel=kernel, bandwidth=bandwidth, features=features
-        )
-        if self.masking.compiled:  # now, rather than in every data-loader worker
+        self.masking.check_grid(self.grid)
+        if isinstance(getattr(self.masking, "features", None), str):
+            # Compiles the DPP's loops now, rather than in every data-loader worker.
             self._mask(np.zeros((*self.grid, 3), dtype=np.uint8), np.arange(self.num_units))
 
     def transform(self, results: dict) -> dict:
-        """Add ``mask``, drawn for ``img`` ``(H, W, C)``, or the first of a list of images."""
+        """Add ``mask``, drawn for ``img``, or for the first of a list of images."""
         image = results["img"]
         if isinstance(image, list | tuple):  # BEiT: the image and its target
             image = image[0]
-        image = np.asarray(image)
         rows, cols = self.grid
-        if image.shape[0] % rows or image.shape[1] % cols:
+        if isinstance(image, Tensor) and image.ndim == 3 and not self._fits(image.shape[:2]):
+            image = image.permute(1, 2, 0)
+        image = np.asarray(image)
+        if image.ndim not in (2, 3) or not self._fits(image.shape[:2]):
             raise ValueError(
-                f"DPPMaskGenerator needs an image divisible into {rows} x {cols} masking units, "
-                f"got {image.shape[0]} x {image.shape[1]} with input_size={self.input_size}: it "
-                "must follow the crop"
+                f"{type(self).__name__} needs an image divisible into {rows} x {cols} masking "
+                f"units, got {' x '.join(map(str, image.shape))} with input_size="
+                f"{self.input_size}: it must follow the crop"
             )
-        # One permutation, as SimMIMMaskGenerator draws it: with tau=1 the masks are equal.
+        # One permutation, as SimMIMMaskGenerator draws it: random masks are equal.
         order = np.random.permutation(self.num_units)  # noqa: NPY002
         results["mask"] = self._mask(image, order)
         return results
 
+    def _fits(self, sides: tuple[int, ...]) -> bool:
+        return not any(side % units for side, units in zip(sides, self.grid, strict=True))
+
     def _mask(self, image: np.ndarray, order: np.ndarray) -> np.ndarray:
-        num_keep = self.num_units - self.num_mask
-        if self.masking.compiled:
-            return self.masking.image_mask(image, order, self.grid, num_keep, self.scale)
         noise = torch.empty(1, self.num_units)
         noise[0, order] = torch.arange(self.num_units - 1, -1, -1) / self.num_units
-        image = np.ascontiguousarray(image, dtype=np.float32)
-        images = torch.from_numpy(image).permute(2, 0, 1)[None]
-        scores = self.masking.scores(images, self.grid, num_keep, noise, None)
+        pixels = np.ascontiguousarray(image, dtype=np.float32)
+        images = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)[None]
+        num_keep = self.num_units - self.num_mask
+        with torch.no_grad():
+            scores = self.masking.scores(images, self.grid, num_keep, noise, None)
         mask = np.ones(self.num_units, dtype=int)
         mask[scores[0].argsort()[:num_keep].numpy()] = 0
-        mask = mask.reshape(self.grid)
-        return mask.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+        square = mask.reshape(self.grid)
+        return square.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
 
     def __repr__(self) -> str:
-        masking = self.masking
         return (
             f"{type(self).__name__}(grid={self.grid}, scale={self.scale}, "
-            f"num_mask={self.num_mask}, method={masking.method!r}, tau={masking.tau}, "
-            f"kernel={masking.kernel!r}, bandwidth={masking.bandwidth}, "
-            f"features={masking.features!r})"
+            f"num_mask={self.num_mask}, masking={self.masking})"
+        )
+
+
+@TRANSFORMS.register_module()
+class DPPMaskGenerator(MaskGenerator):
+    """:class:`MaskGenerator` with a :class:`~mim_plugins.masking.DPPMasking`.
+
+    Args:
+        input_size, mask_patch_size, model_patch_size, mask_ratio, **kwargs: Those of
+            :class:`MaskGenerator`.
+        method, tau, kernel, bandwidth, features: Those of the masking.
+    """
+
+    def __init__(
+        self,
+        input_size: int | tuple[int, int] = 192,
+        mask_patch_size: int = 32,
+        model_patch_size: int = 4,
+        mask_ratio: float = 0.6,
+        *,
+        method: str = "greedy",
+        tau: float | None = None,
+        kernel: str = "rbf",
+        bandwidth: float | None = None,
+        features: str | Callable[[Tensor], Tensor] = "pooled",
+        **kwargs: Any,
+    ) -> None:
+        masking = DPPMasking(
+            method=method, tau=tau, kernel=kernel, bandwidth=bandwidth, features=features
+        )
+        super().__init__(
+            masking=masking,
+            input_size=input_size,
+            mask_patch_size=mask_patch_size,
+            model_patch_size=model_patch_size,
+            mask_ratio=mask_ratio,
+            **kwargs,
         )

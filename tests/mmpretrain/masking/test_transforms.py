@@ -9,8 +9,8 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 from mmpretrain.datasets.transforms import BEiTMaskGenerator, SimMIMMaskGenerator
 
 from mim_plugins.apps.photos import photo_crops
-from mim_plugins.masking import _numba
-from mim_plugins.mmpretrain.masking.transforms import DPPMaskGenerator
+from mim_plugins.masking import DPPMasking, _numba
+from mim_plugins.mmpretrain.masking.transforms import DPPMaskGenerator, MaskGenerator
 
 SIMMIM = [
     {},
@@ -73,18 +73,83 @@ def test_masks_depend_on_the_image() -> None:
 
 
 @pytest.mark.skipif(not _numba.INSTALLED, reason="numba is not installed")
-@pytest.mark.parametrize("arguments", SIMMIM)
-def test_the_same_masks_without_numba(arguments: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = arguments.get("input_size", 192)
-    images = [photo(size), photo(size)[:, ::-1], photo(size).astype(np.float32)]
+def test_the_same_masks_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [photo(192), photo(192)[:, ::-1], photo(192).astype(np.float32)]
     masks = []
     for installed in (True, False):
         monkeypatch.setattr(_numba, "INSTALLED", installed)
-        generator = DPPMaskGenerator(**arguments)
-        assert generator.masking.compiled == installed
+        generator = DPPMaskGenerator(mask_patch_size=16)
         np.random.seed(0)  # noqa: NPY002
         masks.append([generator({"img": image})["mask"] for image in images])
     np.testing.assert_array_equal(*masks)
+
+
+@pytest.mark.parametrize(
+    "masking",
+    [
+        {"type": "RandomMasking"},
+        {"type": "GridMasking"},
+        {"type": "BlockMasking"},
+        {"type": "HierarchicalMasking", "hierarchy": {"grid": (4, 4)}, "level": 1},
+        {"type": "ComplementaryMasking", "num_masks": 1, "base": {"type": "DPPMasking"}},
+        DPPMasking(mask_ratio=0.6, patch_size=4, mask_unit=16),
+    ],
+    ids=str,
+)
+def test_any_masking(masking: dict | DPPMasking) -> None:
+    """Stock's key, shape, dtype and count, from SimMIM's and from BEiT's arguments."""
+    simmim = {"input_size": 64, "mask_patch_size": 16, "model_patch_size": 4}
+    stock = SimMIMMaskGenerator(**simmim)({"img": photo(64)})["mask"]
+    mask = MaskGenerator(masking=masking, **simmim)({"img": photo(64)})["mask"]
+    assert (mask.shape, mask.dtype, mask.sum()) == (stock.shape, stock.dtype, stock.sum())
+    assert (mask.reshape(4, 4, 4, 4).max(axis=(1, 3)) == mask[::4, ::4]).all()
+    if isinstance(masking, dict):
+        beit = {"input_size": 4, "num_masking_patches": 7, "min_num_patches": 2}
+        stock = BEiTMaskGenerator(**beit)({"img": photo(64)})["mask"]
+        mask = MaskGenerator(masking=masking, **beit)({"img": [photo(64), photo(32)]})["mask"]
+        assert (mask.shape, mask.dtype, mask.sum()) == (stock.shape, stock.dtype, stock.sum())
+
+
+def test_presets_are_the_generator_with_their_masking() -> None:
+    arguments = {"input_size": 64, "mask_patch_size": 8, "model_patch_size": 8}
+    dpp = {"type": "DPPMasking", "tau": 0.0}
+    pairs = [
+        (MaskGenerator(masking=dpp, **arguments), DPPMaskGenerator(tau=0.0, **arguments)),
+        (
+            MaskGenerator(masking={"type": "RandomMasking"}, **arguments),
+            SimMIMMaskGenerator(**arguments),
+        ),
+    ]
+    for pair in pairs:
+        masks = []
+        for generator in pair:
+            np.random.seed(3)  # noqa: NPY002
+            masks.append([generator({"img": photo(64)})["mask"] for _ in range(3)])
+        np.testing.assert_array_equal(*masks)
+
+
+def test_images_of_every_form() -> None:
+    """Grey ones as mmcv loads them, without a channel; tensors and PIL's; other types."""
+    from PIL import Image
+
+    generator = DPPMaskGenerator(64, 8, 8, mask_ratio=0.5, tau=0.0)
+
+    def draw(image: object) -> np.ndarray:
+        np.random.seed(0)  # noqa: NPY002
+        return generator({"img": image})["mask"]
+
+    image = photo(64)
+    for same in (
+        torch.from_numpy(image),
+        torch.from_numpy(image).permute(2, 0, 1),
+        Image.fromarray(image),
+        image.astype(">f4"),
+        image.astype(np.uint16),
+        np.asfortranarray(image),
+    ):
+        np.testing.assert_array_equal(draw(same), draw(image))
+    np.testing.assert_array_equal(draw(image[..., 0]), draw(image[..., :1]))
+    np.testing.assert_array_equal(draw(Image.fromarray(image[..., 0])), draw(image[..., :1]))
 
 
 def test_in_data_loader_workers() -> None:
@@ -121,5 +186,14 @@ def test_bad_arguments() -> None:
         DPPMaskGenerator((14, 14), num_masking_patches=196)
     with pytest.raises(ValueError, match=r"tau must be in \[0, 1\], got 2"):
         DPPMaskGenerator(tau=2)
-    with pytest.raises(ValueError, match="divisible into 6 x 6 masking units, got 100 x 100"):
+    with pytest.raises(ValueError, match="divisible into 6 x 6 masking units, got 100 x 100 x 3"):
         DPPMaskGenerator()({"img": photo(100)})
+    complementary = {"type": "ComplementaryMasking"}
+    with pytest.raises(ValueError, match="masking must draw one mask per image"):
+        MaskGenerator(masking=complementary)
+    with pytest.raises(ValueError, match="mask_ratio is 0.5 in the masking and 0.6 in what uses"):
+        MaskGenerator(masking={"type": "RandomMasking", "mask_ratio": 0.5})
+    with pytest.raises(ValueError, match="mask_unit is 16 in the masking and 32 in what uses it"):
+        MaskGenerator(masking={"type": "RandomMasking", "mask_unit": 16})
+    with pytest.raises(ValueError, match=r"one observable per masking unit, 6 x 6, got \(8, 8\)"):
+        MaskGenerator(masking={"type": "HierarchicalMasking", "hierarchy": {"grid": (8, 8)}})
