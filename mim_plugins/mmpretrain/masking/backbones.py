@@ -53,7 +53,13 @@ class _Masked:
     _patch_size: int
 
     def draw_mask(self, images: Tensor) -> PatchMask:
-        """Masks of ``images``, at the ``mask_ratio`` that the backbone has now."""
+        """Masks of ``images``, at the ``mask_ratio`` that the backbone has now.
+
+        At 0, the plain autoencoder, all patches are kept, shuffled as by the stock backbone.
+        """
+        if self.mask_ratio == 0:
+            num = images.shape[2] * images.shape[3] // self._patch_size**2
+            return PatchMask.from_scores(torch.rand(len(images), num, device=images.device), num)
         return self.masking(images, mask_ratio=self.mask_ratio, patch_size=self._patch_size)
 
     def extra_repr(self) -> str:
@@ -61,12 +67,15 @@ class _Masked:
 
     def _check_masking(self, height: int, width: int) -> None:
         """Fail at construction rather than in the first step."""
-        self.masking.layout(height, width, mask_ratio=self.mask_ratio, patch_size=self._patch_size)
+        if self.mask_ratio != 0:
+            self.masking.layout(
+                height, width, mask_ratio=self.mask_ratio, patch_size=self._patch_size
+            )
 
     def _patch_mask(self, images: Tensor, mask: object, num_patches: int) -> PatchMask:
         """The mask that ``mask``, an argument of ``forward``, means."""
         if mask is True:
-            return self.draw_mask(images)
+            mask = self.draw_mask(images)
         if isinstance(mask, Tensor):
             mask = PatchMask.from_mask(mask.to(images.device))
         if not isinstance(mask, PatchMask):
@@ -76,7 +85,8 @@ class _Masked:
             )
         if mask.ids_shuffle.shape[1] != num_patches:
             raise ValueError(
-                f"mask must have {num_patches} patches, got {mask.ids_shuffle.shape[1]}"
+                f"mask and images must have the model's {num_patches} patches, got "
+                f"{mask.ids_shuffle.shape[1]} for images of {images.shape[2]} x {images.shape[3]}"
             )
         return mask
 

@@ -65,7 +65,7 @@ def test_given_masks_are_used_or_refused(number: int) -> None:
     for wrong in ("yes", 0, 1, removed.numpy()):
         with pytest.raises(TypeError, match="mask must be True, a PatchMask, a tensor"):
             model(images, mask=wrong)
-    with pytest.raises(ValueError, match=f"mask must have {patches} patches, got 9"):
+    with pytest.raises(ValueError, match=f"must have the model's {patches} patches, got 9 for"):
         model(images, mask=PatchMask.from_mask(torch.arange(9).expand(2, 9) > 3))
     with pytest.raises(ValueError, match="mask must have .* rows, the images, got 3"):
         model(images, mask=removed[:1].expand(3, -1))
@@ -77,9 +77,11 @@ def test_the_ratio_may_be_scheduled(number: int) -> None:
     for ratio in (0.75, 0.5, 0.25):
         model.mask_ratio = ratio
         assert model(torch.rand(2, 3, 64, 64))[1].mean().item() == ratio
-    model.mask_ratio = 0.0
-    with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\), got 0"):
+    model.mask_ratio = 1.0
+    with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\), got 1"):
         model(torch.rand(2, 3, 64, 64))
+    model.mask_ratio = 0.0  # a plain autoencoder, as stock
+    assert not model(torch.rand(2, 3, 64, 64))[1].any()
     assert "masking=DPPMasking(" in repr(model)
 
 
