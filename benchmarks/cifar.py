@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from common import machine
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader
 from mmpretrain.models import ResNet_CIFAR, VisionTransformer
-from mmpretrain.registry import MODELS
 
 from mim_plugins._configs import config_folder, mmpretrain_tool
+from mim_plugins.apps import checkpoints as apps
 from mim_plugins.apps.images import EXTENSIONS, list_images, load_images
 
 MAE = "demo/mae-random_vit-mini-p8_1xb64-coslr-demo.py"
@@ -203,7 +202,7 @@ def encode(checkpoint: Path, images: torch.Tensor) -> torch.Tensor:
 
     [CLS] of a ViT, the mean of a ResNet's last map.
     """
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    saved = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
     weights = {k.removeprefix("backbone."): v for k, v in saved.items() if k[:9] == "backbone."}
     if "cls_token" in weights:
         patch = weights["patch_embed.projection.weight"].shape[-1]
@@ -242,12 +241,8 @@ def judge(train: torch.Tensor, y: torch.Tensor, test: torch.Tensor, y_test: torc
 
 def load_model(checkpoint: Path) -> torch.nn.Module:
     """The pre-training model of a run, in evaluation mode."""
-    cfg = Config.fromfile(checkpoint.parent / "config.py")
-    init_default_scope("mmpretrain")
-    model = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor})
-    load_checkpoint(model, str(checkpoint), map_location="cpu", logger="silent")
-    model.eval()  # upstream's train() returns None
-    return model
+    config = checkpoint.parent / "config.py"
+    return apps.load_model(apps.read_config(config), checkpoint, config)
 
 
 def reconstruction(checkpoint: Path, images: torch.Tensor) -> dict[str, float]:

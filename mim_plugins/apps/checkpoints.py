@@ -148,7 +148,8 @@ def load_model(config: Config, path: Path, source: object) -> nn.Module:
             f"checkpoint {path} does not fit the model of {source}: it {what} {len(unfit)} of "
             f"{len(model.state_dict())} weights: {keys}"
         )
-    return model.eval()
+    model.eval()  # some of upstream's return None
+    return model
 
 
 def image_size(model: nn.Module, config: Config) -> int:

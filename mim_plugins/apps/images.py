@@ -26,12 +26,15 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
+def visible_folders(folder: Path) -> list[Path]:
+    """Folders in a folder, in order, without hidden ones such as ``.ipynb_checkpoints``."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
 def class_folders(folder: Path) -> list[str]:
     """Names of the visible folders that hold images, in order."""
-    if not folder.is_dir():
-        return []
-    subs = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    return sorted(path.name for path in subs if list_images(path))
+    subs = visible_folders(folder) if folder.is_dir() else []
+    return [path.name for path in subs if list_images(path)]
 
 
 def read_image(path: Path) -> np.ndarray | None:

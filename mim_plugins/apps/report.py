@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
             run.name: analyse(run, paths, labels, pictures, tuple(args.token), args.device)
             for run in runs
         }
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     import matplotlib
 

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         mosaic = picture(model.to(device), config, images)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mosaic.numpy()).save(args.out)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     print(f"Picture of {len(paths)} images: {args.out}")
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
-from .images import EXTENSIONS
+from .images import EXTENSIONS, visible_folders
 
 
 def imagenet_labels(imagenet: Path) -> dict[str, int]:
@@ -24,7 +24,7 @@ def imagenet_labels(imagenet: Path) -> dict[str, int]:
     Raises:
         ValueError: If there are not 1000 folders.
     """
-    names = sorted(path.name for path in imagenet.iterdir() if path.is_dir())
+    names = sorted(path.name for path in visible_folders(imagenet))
     if len(names) != 1000:
         raise ValueError(f"imagenet must hold 1000 class folders, got {len(names)} in {imagenet}")
     return {name: label for label, name in enumerate(names)}
@@ -67,8 +67,9 @@ def annotate(imagenet: Path, variant: Path) -> list[str]:
         labels = imagenet_labels(imagenet)
         labels |= {str(label): label for label in range(1000)}  # ImageNet-V2
     lines = []
-    folders = sorted(path for path in images.iterdir() if path.is_dir() and path.name != "meta")
-    for folder in folders:
+    for folder in visible_folders(images):
+        if folder.name == "meta":
+            continue
         label = labels.get(folder.name)
         if label is None:
             if prefix:

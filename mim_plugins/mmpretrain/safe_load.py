@@ -69,7 +69,8 @@ class _Array(np.ndarray):
         if version != 1 or not sizes or math.prod(shape) * dtype.dtype.itemsize != len(raw):
             raise _refuse(f"array of shape {shape!r} in {len(raw)} bytes")
         self.__dict__["filled"] = True
-        super().__setstate__((1, shape, dtype.dtype, bool(fortran), raw))
+        checked: Any = (1, shape, dtype.dtype, bool(fortran), raw)
+        super().__setstate__(checked)
 
     def __reduce__(self) -> Any:
         return np.asarray(self).__reduce__()
