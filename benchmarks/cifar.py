@@ -183,6 +183,7 @@ def pretrain(variant: Variant, work_dir: Path, seed: int, args: argparse.Namespa
     cfg.dump(work_dir / "config.py")
     command = [sys.executable, str(mmpretrain_tool("train")), str(work_dir / "config.py")]
     command += ["--work-dir", str(work_dir), "--cfg-options", f"randomness.seed={seed}"]
+    command += ["--resume"] * args.resume  # from the last checkpoint, if there is one
     with (work_dir / "stdout.log").open("w") as log:
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True)
     return cfg.train_cfg.max_epochs
@@ -409,6 +410,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", help="names of variants")
+    parser.add_argument("--resume", action="store_true", help="go on with runs cut off")
     parser.add_argument("--plot", type=Path, help="folder for pictures of a watched experiment")
     args = parser.parse_args()
     if args.plot and args.experiment not in WATCHED:

@@ -1,0 +1,59 @@
+"""benchmarks/gpu.py at tiny size on the CPU: phases, resumption, time limit and tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("skimage", reason="the photographs are scikit-image's")
+pytest.importorskip("lightly", reason="lightly is not installed")
+
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    sys.modules.pop("gpu", None)
+    import gpu
+
+    return gpu
+
+
+def test_phases_resume_and_are_put_into_tables(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu.work("kernels", tmp_path, tiny=True)  # in this process, as its own would
+    tiny = ["--tiny", "--out", str(tmp_path), "--only", "kernels", "steps-lightly-simsiam"]
+    assert gpu.main(tiny) == 0
+    text = (tmp_path / "gpu.md").read_text()
+    assert text.count(f"torch {torch.__version__}; tiny models") == 2
+    assert "| MixMask |" in text
+    assert "FAILED" not in text
+    assert "Not measured yet: tests, steps-mmpretrain-mae" in text
+    assert (tmp_path / "gpu.png").stat().st_size > 1000
+    rows = json.loads((tmp_path / "steps-lightly-simsiam.json").read_text())["rows"]
+    assert [row["step"] for row in rows] == ["stock", "MixMask", "stock again"]
+
+    monkeypatch.setattr(gpu, "bounded", lambda command: pytest.fail("measured twice"))
+    assert gpu.main(tiny) == 0
+
+
+def test_a_phase_that_takes_too_long_leaves_nothing(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LIMIT", 0.1)
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--only", "kernels"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.md"]
+
+
+def test_large_steps_are_goals_or_reported(gpu: Any) -> None:
+    assert gpu.LARGE.patches == 196
+    names = {name for rows in gpu.STEPS.values() for row in rows.values() for name in row}
+    assert set(gpu.GOALS) < names
+    assert gpu.GOALS["MixMask"] == pytest.approx(1.8375)
