@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512, help="masks per point")
     parser.add_argument("--images", type=int, default=60, help="photographs for DPP masks")
     args = parser.parse_args()
+    print(f"torch {torch.__version__}")
     aligned = LatentHierarchy.quadtree(GRID)
     profile = partial(abstraction_profile, units=UNITS, samples=args.samples, patch_size=PATCH_SIZE)
     generator = torch.Generator().manual_seed(0)

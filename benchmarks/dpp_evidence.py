@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("evidence/dppmask"))
     parser.add_argument("--data", type=Path, help="CIFAR-10 as {train,test}/<class>/<image>")
     args = parser.parse_args()
+    print(f"torch {torch.__version__}")
     if args.what == "kernels":
         kernels(args.runs)
     elif args.what == "masks":

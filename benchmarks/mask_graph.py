@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="image file to write")
     parser.add_argument("--dim", type=int, default=8, help="k, feature dimensions")
     args = parser.parse_args()
+    print(f"torch {torch.__version__}")
     images, labels = toy_images()
     sweeps = {
         f"views {name} positions": mask_tradeoff(images, labels, args.dim, positions)

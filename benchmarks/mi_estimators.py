@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
+    print(f"torch {torch.__version__}")
 
     rhos = (0.0, 0.3, 0.5, 0.65, 0.8, 0.9)
     truth = [-0.5 * args.dim * math.log(1 - rho**2) for rho in rhos]

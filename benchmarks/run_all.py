@@ -34,11 +34,11 @@ COMMANDS: dict[str, list[str]] = {
     "instruments": ["instruments.py", "--repeats", "3"],
     "soak": ["soak.py"],
 }
-PACKAGES = ("torch", "torchvision", "mmpretrain", "mmengine", "lightly", "timm", "numpy", "numba")
+PACKAGES = ("torchvision", "mmpretrain", "mmengine", "lightly", "timm", "numpy", "numba")
 
 
 def versions() -> str:
-    """Names and versions of the packages that matter, in one line."""
+    """Names and versions of the packages that matter beside torch, see ``machine``."""
     found = [f"Python {sys.version.split()[0]}"]
     for package in PACKAGES:
         try:
