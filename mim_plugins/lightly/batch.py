@@ -85,15 +85,24 @@ def repeat_batch(batch: Any, times: int) -> Any:
     return batch
 
 
-def _get(batch: Any, getter: Getter | None, keys: tuple[str, ...], index: int) -> Any:
-    if getter is not None and not isinstance(getter, (str, int)):
+def entry_of(batch: Any, getter: Getter) -> Any:
+    """What ``getter`` finds in a batch.
+
+    Raises:
+        TypeError: If the batch has no such key or index.
+    """
+    if not isinstance(getter, (str, int)):
         return getter(batch)
+    is_field = isinstance(getter, str) and hasattr(batch, "_fields")  # of a named tuple
+    try:
+        return getattr(batch, str(getter)) if is_field else batch[getter]
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise TypeError(f"a batch has no {getter!r}: {_outline(batch)}") from error
+
+
+def _get(batch: Any, getter: Getter | None, keys: tuple[str, ...], index: int) -> Any:
     if getter is not None:
-        is_field = isinstance(getter, str) and hasattr(batch, "_fields")  # of a named tuple
-        try:
-            return getattr(batch, str(getter)) if is_field else batch[getter]
-        except (KeyError, IndexError, AttributeError, TypeError) as error:
-            raise TypeError(f"a batch has no {getter!r}: {_outline(batch)}") from error
+        return entry_of(batch, getter)
     if isinstance(batch, Tensor):
         return batch if index == 0 else None
     if isinstance(batch, Mapping):

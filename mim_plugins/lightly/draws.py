@@ -16,8 +16,9 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from .batch import views_of
-from .masking import block_mask, square_patch, token_mask
+from ..masking import Masking, PatchMask
+from .batch import entry_of, views_of
+from .masking import block_mask, square_patch, token_indices, token_mask
 from .watch import MaskWatch, prefix_tokens
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Draws:
         self.batch, self.copies = batch, copies
         self.name = f"the {step.replace('_', ' ')} of {type(model).__name__}"
         self.encoders = [m for m in model.modules() if isinstance(m, MaskedVisionTransformer)]
-        self.drawn: list[tuple[Tensor, Tensor]] = []  # images, (B, N) bool
+        self.drawn: list[tuple[Tensor | None, Tensor]] = []  # images, (B, N) bool
         self.asked: Counter[tuple[int, int]] = Counter()
         self.outer: Draws | None = None  # of another model, whose step calls this one's
         self.within: Draws | None = None
@@ -134,7 +135,6 @@ class Draws:
     @torch.compiler.disable
     def _check(self, images: Tensor, removed: Tensor, *_: Any) -> None:
         """Of what an encoder is given: its mask was drawn here, and for these images."""
-        assert self.plugin.masking is not None
         self.num_seen += 1
         # A step may use a part of a mask.
         drawn = [of for of, mask in self.drawn if _within(mask, removed) or _within(removed, mask)]
@@ -144,7 +144,10 @@ class Draws:
                 f"{', '.join(MASK_FUNCTIONS)} of lightly.models.utils under their own names; "
                 "call mim_plugins.lightly.token_mask there"
             )
-        if self.plugin.masking.depends_on_images and not any(_same(images, of) for of in drawn):
+        masking = self.plugin.masking
+        if not isinstance(masking, Masking) or not masking.depends_on_images:
+            return
+        if not any(_same(images, of) for of in drawn):
             raise RuntimeError(
                 f"{self.name} encodes other images than those its masks were drawn for: it changes "
                 "them, as an augmentation does, or takes another view. Say which by "
@@ -209,7 +212,10 @@ class Draws:
         device: torch.device | str | None = None,
     ) -> Tensor:
         masking = self.plugin.masking
-        assert masking is not None
+        if not isinstance(masking, Masking):
+            given = self._given(size[0], size[1] * size[2])
+            self._note(None, given)
+            return given.view(size).to(device or given.device)
         ratio, variation = masking.mask_ratio, self.plugin.mask_ratio_var
         if ratio is None:
             ratio = (min_image_mask_ratio + max_image_mask_ratio) / 2
@@ -231,11 +237,15 @@ class Draws:
         self, size: tuple[int, int], num_prefix_tokens: int | None = None, **arguments: Any
     ) -> tuple[Tensor, Tensor]:
         masking = self.plugin.masking
-        assert masking is not None
         number, length = size
         if num_prefix_tokens is None:
             # lightly's function knows of one; encoders of others, or without, go by their own.
             num_prefix_tokens = max(map(prefix_tokens, self.encoders), default=1)
+        if not isinstance(masking, Masking):
+            given = self._given(number, length - num_prefix_tokens)
+            self._note(None, given)
+            device = arguments["device"] or given.device
+            return token_indices(PatchMask.from_mask(given), num_prefix_tokens, device)
         images = self._images(number, length - num_prefix_tokens)
         once = images[: len(images) // self.copies]
         keep, mask = token_mask(
@@ -250,7 +260,18 @@ class Draws:
         self._note(images, removed.scatter(1, mask, True)[:, num_prefix_tokens:])
         return keep, mask
 
-    def _note(self, images: Tensor, removed: Tensor) -> None:
+    def _given(self, number: int, patches: int) -> Tensor:
+        """``(number, patches)`` bool, the masks that the batch holds."""
+        assert self.plugin.masking is not None
+        mask = entry_of(self.batch, self.plugin.masking)
+        if not isinstance(mask, Tensor) or mask.flatten(1).shape != (number, patches):
+            raise ValueError(
+                f"masks of {number} images of {patches} patches were asked for, the batch's "
+                f"{self.plugin.masking!r} is {getattr(mask, 'shape', type(mask).__name__)}"
+            )
+        return mask.flatten(1).bool()
+
+    def _note(self, images: Tensor | None, removed: Tensor) -> None:
         if self.step not in self.plugin.checked:
             self.drawn.append((images, removed))
 
@@ -325,5 +346,7 @@ def _within(inner: Tensor, outer: Tensor) -> bool:
     return inner.shape == outer.shape and not bool((inner & ~outer).any())
 
 
-def _same(images: Tensor, drawn: Tensor) -> bool:
-    return images.shape == drawn.shape and torch.equal(images, drawn.to(images))
+def _same(images: Tensor, drawn: Tensor | None) -> bool:
+    return (
+        drawn is not None and images.shape == drawn.shape and torch.equal(images, drawn.to(images))
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_int, check_number, check_share
-from ..masking import DPPMasking, Masking
+from ..masking import DPPMasking, Masking, PatchMask
 from ..masking.base import agree
 
 
@@ -80,10 +80,16 @@ def token_mask(
         # lightly draws one number per token, also for those of the prefix.
         noise = torch.rand(len(images), length, device=images.device)[:, num_prefix_tokens:]
     mask = masking(images, **model, noise=noise)
-    prefix = torch.arange(num_prefix_tokens, device=images.device).expand(batch, -1)
-    idx_keep = torch.cat([prefix, mask.ids_keep + num_prefix_tokens], dim=1)
-    idx_mask = mask.ids_mask + num_prefix_tokens
-    return idx_keep.to(device or images.device), idx_mask.to(device or images.device)
+    return token_indices(mask, num_prefix_tokens, device or images.device)
+
+
+def token_indices(
+    mask: PatchMask, num_prefix_tokens: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """``(idx_keep, idx_mask)`` as lightly's: token indices, all prefix tokens kept first."""
+    keep, removed = mask.ids_keep.to(device), mask.ids_mask.to(device)
+    prefix = torch.arange(num_prefix_tokens, device=device).expand(len(keep), -1)
+    return torch.cat([prefix, keep + num_prefix_tokens], dim=1), removed + num_prefix_tokens
 
 
 def dpp_token_mask(

@@ -32,7 +32,7 @@ STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 def wrap(
     model: LightningModule,
     *,
-    masking: Masking | None = None,
+    masking: Masking | Getter | None = None,
     regularizers: Sequence[nn.Module] = (),
     mixing: MixMask | EraseMask | None = None,
     unmix: UnMix | None = None,
@@ -65,8 +65,10 @@ def wrap(
 
     Args:
         model: An instance of an unmodified module. It is changed in place.
-        masking: The mask generator, e.g. ``DPPMasking(tau=0.5)``. Default: the module's own
-            masks.
+        masking: The mask generator, e.g. ``DPPMasking(tau=0.5)``; or, for masks that come with
+            the data, where in a batch they are: a key, an index or a function of it, to masks
+            ``(B, N)`` or ``(B, rows, columns)``, True = removed, equally many in each image.
+            Default: the module's own masks.
         regularizers: Terms of different types, e.g. ``[UniformityLoss(weight=0.01)]``; one of
             weight 0 is left out. Default: none.
         mixing: ``MixMask(...)``, or ``EraseMask(...)`` for the erasing baseline. Beside
@@ -121,7 +123,7 @@ class Plugin:
     The module has its steps as attributes, which call those of its class.
     """
 
-    masking: Masking | None = None
+    masking: Masking | Getter | None = None
     mask_ratio_var: float = 0.05
     images: Getter | None = None
     mixing: Mixing | None = None
@@ -150,16 +152,15 @@ class Plugin:
         masking, mixed = both.get("masking"), both.keys() & {"mixing", "unmix"}
         if masking is not None:
             _check_masking(model, masking)
-            if mixed and masking.num_masks > 1:
+            if mixed and num_masks(masking) > 1:
                 raise ValueError(
                     f"mixing and unmix compare each image with all others, so that {masking} with "
                     "several masks per image cannot stand beside them"
                 )
-        if mixed:
-            self.mixing = Mixing(model, both.get("mixing"), both.get("unmix"))
+        mixing = Mixing(model, both.get("mixing"), both.get("unmix")) if mixed else None
         if "regularizers" in given:
             self.regularization = Regularization(model, given["regularizers"])
-        self.given = both
+        self.mixing, self.given = mixing, both
         for name in ("masking", "images", "mask_ratio_var"):
             setattr(self, name, both.get(name, getattr(self, name)))
         find_mask_functions.cache_clear()
@@ -184,7 +185,7 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
     stock = getattr(type(model), name)
     training = name == "training_step" and torch.is_grad_enabled()  # not of a validation step
     batch, *rest = args if args else (kwargs.pop("batch"),)
-    copies = plugin.masking.num_masks if plugin.masking is not None and training else 1
+    copies = num_masks(plugin.masking) if training else 1
     if copies > 1:
         batch = repeat_batch(batch, copies)
 
@@ -223,11 +224,20 @@ def _extra_repr(model: Any, plugin: Plugin, name: str) -> str:
     return f"{stock}{', ' if stock else ''}mim_plugins: {plugin}"
 
 
-def _check_masking(model: LightningModule, masking: Masking) -> None:
-    if not isinstance(masking, Masking):
-        raise TypeError(f"masking must be a mim_plugins.masking.Masking, got {masking!r}")
-    for name in ("mask_ratio", "patch_size"):
-        agree(name, getattr(masking, name), getattr(model, name, None))
+def num_masks(masking: Masking | Getter | None) -> int:
+    """Per image; one if masks are given with the data."""
+    return masking.num_masks if isinstance(masking, Masking) else 1
+
+
+def _check_masking(model: LightningModule, masking: Masking | Getter) -> None:
+    if isinstance(masking, Masking):
+        for name in ("mask_ratio", "patch_size"):
+            agree(name, getattr(masking, name), getattr(model, name, None))
+    elif not isinstance(masking, (str, int)) and not callable(masking):
+        raise TypeError(
+            "masking must be a mim_plugins.masking.Masking, or a key, an index or a function of "
+            f"the batch for masks in it, got {masking!r}"
+        )
     if not calls_mask_functions(type(model)):
         raise TypeError(
             f"{type(model).__name__} calls none of {', '.join(MASK_FUNCTIONS)} of "

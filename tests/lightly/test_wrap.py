@@ -212,6 +212,20 @@ def test_batches_as_people_have_them(get: Any, batch: Any, images: Any, num_mask
         assert name not in vars(model)
 
 
+@pytest.mark.parametrize("shape", [(4, 64), (4, 8, 8)])
+@pytest.mark.parametrize("where", ["mask", lambda batch: batch["mask"]])
+def test_masks_that_come_with_the_data(shape: tuple[int, ...], where: Any) -> None:
+    masking = RandomMasking()
+    mask = masking(X, mask_ratio=0.5, patch_size=4)
+    model = quiet(wrap(Augmented(lambda batch: batch["image"]), masking=where))
+    model.training_step({"image": X, "mask": mask.mask.view(shape).to(torch.uint8)}, 0)
+    assert torch.equal(model.seen[0][:, 1:] - 1, mask.ids_keep.sort(dim=1).values)
+    with pytest.raises(ValueError, match="masks of 4 images of 64 patches were asked for, the ba"):
+        model.training_step({"image": X, "mask": mask.mask[:, 1:]}, 0)
+    with pytest.raises(TypeError, match=r"batch has no 'mask': a dict of \['image'|KeyError"):
+        quiet(wrap(Augmented(lambda batch: X), masking="mask")).training_step({"image": X}, 0)
+
+
 def test_ratio_schedule() -> None:
     """A ratio that the module changes holds; one that the masking has too must be the same."""
     model = quiet(wrap(make(), masking=DPPMasking()))
@@ -515,7 +529,9 @@ def test_rejects() -> None:
         TypeError, match="must be a pytorch_lightning.LightningModule, .* got torch"
     ):
         wrap(torch.compile(make(), backend="eager"), masking=DPPMasking())
-    with pytest.raises(TypeError, match="masking must be a mim_plugins.masking.Masking, got 0.5"):
+    with pytest.raises(
+        TypeError, match="masking must be a mim_plugins.masking.Masking, .* got 0.5"
+    ):
         wrap(make(), masking=0.5)
     with pytest.raises(TypeError, match="images must be a key, an index, a function or None, got"):
         wrap(make(), masking=DPPMasking(), images=0.5)

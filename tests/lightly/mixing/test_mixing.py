@@ -542,7 +542,7 @@ def test_rejects_at_construction() -> None:
         wrap(SimSiam(), mixing=0.5)
     with pytest.raises(TypeError, match="unmix must be an UnMix, got MixMask"):
         wrap(SimSiam(), unmix=MixMask())
-    with pytest.raises(ValueError, match="they cannot be combined"):
+    with pytest.raises(TypeError, match="SimSiam has no MaskedVisionTransformer of lightly"):
         wrap(SimSiam(), mixing=MixMask(), regularizers=[UniformityLoss()])
     model = SimSiam()
     model.criterion = None
