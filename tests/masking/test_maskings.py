@@ -4,8 +4,18 @@ import pickle
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
+from scipy.stats import norm
 
-from mim_plugins.masking import BlockMasking, DPPMasking, GridMasking, Masking, RandomMasking
+from mim_plugins.masking import (
+    BlockMasking,
+    ColoredNoiseMasking,
+    DPPMasking,
+    GridMasking,
+    Masking,
+    RandomMasking,
+    UniformMasking,
+)
 
 ALL = [
     RandomMasking,
@@ -14,8 +24,10 @@ ALL = [
     DPPMasking,
     lambda **kwargs: DPPMasking(tau=0.0, features="pooled", **kwargs),
     lambda **kwargs: DPPMasking(method="exact", kernel="cosine", **kwargs),
+    UniformMasking,
+    ColoredNoiseMasking,
 ]
-IDS = ["random", "grid", "block", "dpp", "dpp-pooled", "dpp-exact"]
+IDS = ["random", "grid", "block", "dpp", "dpp-pooled", "dpp-exact", "uniform", "colored-noise"]
 
 every_masking = pytest.mark.parametrize("make", ALL, ids=IDS)
 
@@ -221,3 +233,40 @@ def test_block_rejects_its_own_arguments() -> None:
         BlockMasking(min_units=0)
     with pytest.raises(ValueError, match=r"min_aspect must be in \(0, 1\], got 2"):
         BlockMasking(min_aspect=2)
+
+
+@pytest.mark.parametrize(("ratio", "window", "most"), [(0.75, 2, 1), (0.5, 2, 2), (0.75, 4, 4)])
+def test_uniform_masks_show_as_much_in_every_window(ratio: float, window: int, most: int) -> None:
+    masking = UniformMasking(mask_ratio=ratio, patch_size=4, window=window)
+    mask = masking(images(batch=500)[:1].expand(500, -1, -1, -1)).mask
+    n = 8 // window
+    assert ((~mask).view(500, n, window, n, window).sum(dim=(2, 4)) == most).all()
+    assert ((~mask).float().mean(dim=0) - (1 - ratio)).abs().max() < 0.12  # 6 standard errors
+
+
+def test_uniform_masks_at_other_ratios_and_grids() -> None:
+    mask = UniformMasking(mask_ratio=0.6, patch_size=4)(images(20, 28)).mask.view(3, 5, 7)
+    visible = (~mask[:, :4, :6]).view(3, 2, 2, 3, 2).sum(dim=(2, 4))  # whole windows
+    assert visible.min() >= 1
+    assert visible.max() <= 2
+
+
+@pytest.mark.parametrize("color", ["red", "blue", "green", "purple"])
+def test_colored_noise_is_filtered_as_scipy_filters_it(color: str) -> None:
+    uniform = torch.rand(4, 14 * 16, generator=torch.Generator().manual_seed(0))
+    masking = ColoredNoiseMasking(color=color, sigma=1.2)
+    found = -masking.scores(torch.zeros(4, 1, 14, 16), (14, 16), 1, uniform, None)
+    for noise, filtered in zip(uniform, found, strict=True):
+        white = norm.ppf(noise.double().numpy()).reshape(14, 16) / 2**0.5
+        narrow, wide = (gaussian_filter(white, s, mode="wrap", truncate=8) for s in (1.2, 2.4))
+        green = narrow - wide
+        expected = {"red": narrow, "blue": white - narrow, "green": green, "purple": white - green}
+        error = filtered.view(14, 16).numpy() - expected[color]
+        assert abs(error).max() < 0.02
+
+
+def test_colored_noise_rejects_its_own_arguments() -> None:
+    with pytest.raises(ValueError, match="color must be one of .* got 'pink'"):
+        ColoredNoiseMasking(color="pink")
+    with pytest.raises(ValueError, match="sigma2 must be larger than sigma=2, got 1"):
+        ColoredNoiseMasking(sigma=2, sigma2=1)

@@ -23,12 +23,14 @@ from mim_plugins.lightly import (
 )
 from mim_plugins.masking import (
     BlockMasking,
+    ColoredNoiseMasking,
     ComplementaryMasking,
     DPPMasking,
     GridMasking,
     HierarchicalMasking,
     Masking,
     RandomMasking,
+    UniformMasking,
 )
 from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
 
@@ -231,6 +233,8 @@ CASES = [
     ),
     mae_case("mae random", masked(RandomMasking, mask_unit=8), calls={"RandomMasking": 1}, draws=1),
     mae_case("mae grid", masked(GridMasking), calls={"GridMasking": 1}, draws=1),
+    mae_case("mae uniform", masked(UniformMasking), calls={"UniformMasking": 1}, draws=1),
+    mae_case("mae colored noise", masked(ColoredNoiseMasking), calls={"ColoredNoiseMasking": 1}),
     mae_case(
         "mae block", masked(BlockMasking, mask_ratio=0.75), calls={"BlockMasking": 1}, draws=2
     ),

@@ -263,6 +263,10 @@ CASES = [
     ),
     mae_case("mae grid", masked(type="GridMasking"), calls={"GridMasking": 1}, draws=1),
     mae_case("mae block", masked(type="BlockMasking"), calls={"BlockMasking": 1}, draws=2),
+    mae_case("mae uniform", masked(type="UniformMasking"), calls={"UniformMasking": 1}, draws=1),
+    mae_case(
+        "mae colored noise", masked(type="ColoredNoiseMasking"), calls={"ColoredNoiseMasking": 1}
+    ),
     mae_case(
         "mae hierarchical",
         masked(type="HierarchicalMasking", hierarchy={"grid": (8, 8)}),
