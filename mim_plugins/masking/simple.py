@@ -74,11 +74,17 @@ class GridMasking(Masking):
 
 
 class BlockMasking(Masking):
-    """Removed units form rectangles, as in BEiT (Bao et al., 2022, algorithm 1).
+    """Removed units form rectangles, in the manner of BEiT (Bao et al., 2022, algorithm 1).
 
-    Rectangles are drawn as BEiT draws them (area uniform, aspect ratio log-uniform) until
-    enough units are covered; the last one is cut row by row so that, unlike in BEiT, the
-    count is exact. All images at once: one comparison per rectangle, no loop over images.
+    Rectangles are drawn with area uniform and aspect ratio log-uniform until enough units are
+    covered; the last one is cut row by row so that the count is exact. All images at once:
+    one comparison per rectangle, no loop over images.
+
+    The masks are not BEiT's: its areas range to the number of units still missing, and a
+    rectangle that would exceed it is drawn anew, ours range to the number to be removed, and
+    the last is cut. So rectangles are larger and border and centre less different. On 14 x 14
+    with 75 removed, 2,000 masks: the centre is removed in 73 % of the masks (BEiT 78 %), the
+    middle of a side in 19 (12), a corner in 5 (1). For BEiT's own use its generator.
 
     Args:
         min_units: Smallest rectangle, in units. Default: 4 (BEiT's default in mmpretrain).
