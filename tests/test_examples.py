@@ -9,18 +9,30 @@ pytest.importorskip("lightly", reason="lightly is not installed")
 from .warm import run_script
 
 EXAMPLES = Path(__file__).parents[1] / "examples_lightly"
+VARIANTS = {
+    "siamese_mixmask.py": [["--algorithm", name] for name in ("moco", "byol", "simclr", "simsiam")],
+}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_example_runs(script: str, photo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        (path.name, arguments)
+        for path in sorted(EXAMPLES.glob("*.py"))
+        for arguments in VARIANTS.get(path.name, [[]])
+    ],
+)
+def test_example_runs(
+    script: str, arguments: list[str], photo_folder: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for name in sorted(path.name for path in (photo_folder / "train").iterdir())[:4]:
         (data / name).symlink_to(photo_folder / "train" / name)
     code, output = run_script(
         EXAMPLES / script,
-        *("--data", data, "--epochs", "1", "--batch-size", "16"),
+        *("--data", data, "--epochs", "1", "--batch-size", "16", *arguments),
         cwd=tmp_path,
         env={"OMP_NUM_THREADS": "1"},
     )

@@ -2,6 +2,7 @@
 
 from .loss import MixMaskLoss, mixture
 from .mixmask import EraseMask, Mix, Mixer, MixMask, UnMix, default_grid_size, mix_views
+from .norm import SplitBatchNorm
 
 __all__ = [
     "EraseMask",
@@ -9,6 +10,7 @@ __all__ = [
     "MixMask",
     "MixMaskLoss",
     "Mixer",
+    "SplitBatchNorm",
     "UnMix",
     "default_grid_size",
     "mix_views",

@@ -1,7 +1,9 @@
 """Mixed images against Eqs. 1-3 pixel by pixel, the loss against explicit pairs (Eqs. 4-6)."""
 
+import math
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -107,6 +109,85 @@ def test_grid_sizes_of_the_paper() -> None:
     mix = MixMask("random")(images(2, 64, 128), seeded())
     cells = mix.mask.view(4, 16, 4, 32).double().mean(dim=(1, 3))
     assert set(cells.unique().tolist()) == {0.0, 1.0}
+
+
+def test_bernoulli_cells() -> None:
+    """Independent cells, neither all nor none: against the binomial distribution."""
+    mixer, counts = MixMask("random", 2, 0.3, exact=False), torch.zeros(5)
+    for seed in range(2000):
+        mix = mixer(images(2, 4, 4), seeded(seed))
+        counts[round(4 * mix.lam)] += 1
+        assert mix.lam == mix.mask.double().mean().item()
+    expected = torch.tensor([math.comb(4, n) * 0.3**n * 0.7 ** (4 - n) for n in range(5)])
+    expected[[0, 4]] = 0
+    assert (counts / 2000 - expected / expected.sum()).abs().max() < 0.035  # 3 sigma
+    wider = MixMask("random", 8, 0.5, exact=False)
+    assert len({wider(images(2, 8, 8), seeded(seed)).lam for seed in range(20)}) > 5
+
+
+def test_blocks_of_beit_may_fall_short_and_never_exceed() -> None:
+    for size in (2, 4, 8):
+        mixer = MixMask("block", size, 0.5, exact=False)
+        lams = [mixer(images(2, size, size), seeded(seed)).lam for seed in range(300)]
+        assert max(lams) <= 0.5
+        if size == 2:  # hardly a rectangle fits: its smallest has four cells
+            assert lams.count(0.0) > 250
+        else:
+            assert sum(lams) / 300 > 0.49
+        assert any(0 < lam < 0.5 for lam in lams)
+    x = images()
+    torch.manual_seed(0)
+    mix = next(m for m in (MixMask(exact=False)(x) for _ in range(9)) if m.lam == 0)
+    assert torch.equal(mix.images, x.flip(0))  # all of it is the partner's
+
+
+@every_mixer
+def test_memory_format(mixer: Mixer) -> None:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = images().to(memory_format=layout)
+        for mix in mixer([x, x]):
+            assert all(view.is_contiguous(memory_format=layout) for view in mix.views)
+
+
+class Stripes(Mixer):
+    """A mixer of one's own."""
+
+    def draw(
+        self, images: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor | float, Tensor]:
+        width = images.shape[3]
+        start = int(torch.randint(4, (), generator=generator))
+        own = (torch.arange(width) + start) % 4 > 0
+        return own.expand(images.shape[2], width), torch.arange(len(images)).roll(1)
+
+
+def test_a_mixer_of_ones_own() -> None:
+    mix, other = Stripes()([images(), images() + 1])
+    assert mix.lam == 0.75
+    assert torch.equal(mix.images, torch.where(mix.mask, images(), images().roll(1, dims=0)))
+    assert torch.equal(mix.mask, other.mask)
+    assert combine(Stripes(), UnMix())[0].__class__ is Stripes
+
+
+def draw_in_process(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)  # the same on all ranks, as mmengine and Lightning set it
+    mixer = MixMask("random", 8, (0.0, 1.0), permutation="random")
+    mix = mixer(images())
+    torch.save((mix.lam, mix.mask, mix.permutation), f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_draw_different_mixes_under_the_same_seed(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(draw_in_process, (str(tmp_path),), nprocs=2)
+    (lam, mask, partner), (lam_1, mask_1, partner_1) = (
+        torch.load(tmp_path / str(rank)) for rank in range(2)
+    )
+    assert lam != lam_1
+    assert not torch.equal(mask, mask_1)
+    assert not torch.equal(partner, partner_1)
 
 
 # -- mixed images --------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class MixMaskLoss(loss.MixMaskLoss):
 
     Example:
         >>> from lightly.loss import NTXentLoss
+        >>> from mim_plugins.mixmask import MixMask
         >>> loss_fn = MixMaskLoss(NTXentLoss(memory_bank_size=(64, 4)))
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
         >>> images, key = torch.rand(8, 3, 32, 32), torch.rand(8, 4)
@@ -52,7 +53,7 @@ class MixMaskLoss(loss.MixMaskLoss):
 def frozen(criterion: Any) -> Criterion:
     """``criterion`` as it is now at every call; see :func:`mim_plugins.mixing.loss.frozen`."""
     module = getattr(criterion, "_orig_mod", criterion)  # of torch.compile, which has no copy
-    bank = getattr(module, "memory_bank", None)
+    bank: Any = getattr(module, "memory_bank", None)
     if type(bank) is MemoryBankModule and bank.bank.ndim == 2:
         # No copy of the bank for every term, to enqueue into and throw away.
         criterion = copy.copy(module)

@@ -214,7 +214,7 @@ def _silenced(model: LightningModule) -> Iterator[None]:
     """Log nothing: neither by the module nor by the trainer's loggers."""
     names = ("log", "log_dict")
     own = {name: vars(model)[name] for name in names if name in vars(model)}
-    trainer = model._trainer
+    trainer: Any = model._trainer
     loggers = getattr(trainer, "loggers", [])
     try:
         vars(model).update(dict.fromkeys(names, _ignore))

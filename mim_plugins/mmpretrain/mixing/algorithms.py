@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmpretrain.models.selfsup import BYOL, MoCo, SimCLR, SimSiam
+from mmpretrain.models.selfsup import BYOL, BaseSelfSupervisor, MoCo, SimCLR, SimSiam
 from mmpretrain.models.selfsup.simclr import GatherLayer
 from mmpretrain.models.utils import batch_shuffle_ddp, batch_unshuffle_ddp
 from mmpretrain.registry import BATCH_AUGMENTS, MODELS, TASK_UTILS
@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..._check import check_bool
-from ...mixing import EraseMask, Mixer, MixMask, UnMix, mixture
+from ...mixing import EraseMask, Mixer, MixMask, SplitBatchNorm, UnMix, mixture
 from ...mixing.loss import Criterion
 from ...mixing.mixmask import combine, is_single
 
 for _mixer in (MixMask, EraseMask, UnMix):
     TASK_UTILS.register_module(module=_mixer, force=True)
+MODELS.register_module("SplitBN", module=SplitBatchNorm, force=True)
 
 
-class _MixedQueries:
+class _MixedQueries(BaseSelfSupervisor):
     """What the four algorithms share: a stock step whose queries are also mixed.
 
     The step: encode the query views and their mixed copies, encode the keys once, compare
@@ -34,6 +35,7 @@ class _MixedQueries:
     query_views: slice = slice(None)  # the views that the query branch encodes
     views_per_forward: int = 1  # how many of them stock encodes at once
     direction_weight: float = 1.0  # of a view against the other in the stock loss
+    is_stock: bool = True  # but for the mixers
 
     def __init__(
         self,
@@ -72,18 +74,19 @@ class _MixedQueries:
             TypeError: If ``inputs`` is no list of views.
             ValueError: If they are not two, differ in size, or are too small to mix.
         """
-        if not self.mixers:
+        if not self.mixers and self.is_stock:
             return super().loss(inputs, data_samples, **kwargs)
         views = _two_views(inputs)
-        if is_single(views[0]):
+        mixers = () if self.mixers and is_single(views[0]) else self.mixers
+        if not mixers and self.is_stock:
             return super().loss(inputs, data_samples, **kwargs)
         images = views[self.query_views]
-        mixes = [mixer(images) for mixer in self.mixers]
+        mixes = [mixer(images) for mixer in mixers]
 
         # encode the query views, then their mixed copies
         copies = [images]
         for mix in mixes:
-            copies.extend(zip(*(view.views for view in mix), strict=True))
+            copies.extend(list(views) for views in zip(*(view.views for view in mix), strict=True))
         features = self.encode(copies)
 
         # the keys, of unmixed images only
@@ -93,13 +96,15 @@ class _MixedQueries:
         criterion = self.criterion()
         queries = iter([[self.query(view) for view in copy] for copy in features])
         losses = {"loss_orig": self.original(criterion, next(queries), keys)}
-        for mixer, mix in zip(self.mixers, mixes, strict=True):
+        for mixer, mix in zip(mixers, mixes, strict=True):
             mixed = zip(*(next(queries) for _ in mix[0].views), strict=True)
             terms = [
                 mixture(criterion, query, key, view)
                 for query, key, view in zip(mixed, keys, mix, strict=True)
             ]
-            losses[f"loss_{type(mixer).__name__.lower()}"] = self.direction_weight * sum(terms)
+            losses[f"loss_{type(mixer).__name__.lower()}"] = (
+                self.direction_weight * torch.stack(terms).sum()
+            )
         self.after(keys)
         return losses
 
@@ -138,7 +143,7 @@ class _MixedQueries:
     ) -> Tensor:
         """The stock loss, L_orig."""
         terms = [criterion(query, key) for query, key in zip(queries, keys, strict=True)]
-        return self.direction_weight * sum(terms)
+        return self.direction_weight * torch.stack(terms).sum()
 
     def after(self, keys: Sequence[Tensor]) -> None:
         """What stock does once per step when the loss is known."""
@@ -157,6 +162,10 @@ class MixMaskMoCo(_MixedQueries, MoCo):
 
     Args:
         *args, **kwargs: Those of ``MoCo``.
+        symmetric (bool): Compare the second view's query with the first view's key as well and
+            add the two losses; then both views are mixed, and the keys of both, twice as many,
+            are enqueued. As in MoCo's CIFAR demo, from which the paper's CIFAR and Tiny-ImageNet
+            figures come; ``queue_len`` must be a multiple of two batches. Defaults to False.
         mixing (dict | Mixer, optional): Arguments of :class:`mim_plugins.mixmask.MixMask`,
             e.g. ``dict(grid_size=8)``; with ``type='EraseMask'`` those of the erase-based
             baseline. Defaults to None, no such term.
@@ -173,14 +182,19 @@ class MixMaskMoCo(_MixedQueries, MoCo):
         ValueError: If one of their arguments is out of range.
     """
 
-    query_views = slice(1)
+    def __init__(self, *args: Any, symmetric: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_stock = not check_bool("symmetric", symmetric)
+        self.query_views = slice(2 if symmetric else 1)
 
     def keys(self, views: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             self.encoder_k.update_parameters(nn.Sequential(self.backbone, self.neck))
-            images, unshuffle = batch_shuffle_ddp(views[1])  # for batch norm, as stock
-            key = F.normalize(self.encoder_k(images)[0], dim=1)
-            return [batch_unshuffle_ddp(key, unshuffle)]
+            return [self._key(view) for view in views[::-1][self.query_views]]
+
+    def _key(self, images: Tensor) -> Tensor:
+        images, unshuffle = batch_shuffle_ddp(images)  # for batch norm, as stock
+        return batch_unshuffle_ddp(F.normalize(self.encoder_k(images)[0], dim=1), unshuffle)
 
     def query(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=1)
@@ -194,7 +208,7 @@ class MixMaskMoCo(_MixedQueries, MoCo):
         return contrast
 
     def after(self, keys: Sequence[Tensor]) -> None:
-        self._dequeue_and_enqueue(keys[0])
+        self._dequeue_and_enqueue(torch.cat(tuple(reversed(keys))))
 
 
 class _PredictedQueries(_MixedQueries):
@@ -311,7 +325,7 @@ class MixMaskAugment:
         return f"{type(self).__name__}({self.mixer!r})"
 
 
-def _build(name: str, mixer: dict | Mixer | None, default: type[Mixer]) -> Mixer | None:
+def _build(name: str, mixer: dict | Mixer | None, default: type[Mixer]) -> Any:
     if isinstance(mixer, dict):
         return TASK_UTILS.build({"type": default.__name__, **mixer})
     if mixer is not None and not isinstance(mixer, Mixer):

@@ -1,0 +1,219 @@
+# MixMask in lightly's MoCo, BYOL, SimCLR and SimSiam: one line, `wrap(...)`, on a stock module.
+#
+# The modules are in the shape of lightly's own examples. MoCo's query view is mixed, its key view
+# never, and the queue gets each step's keys once. BYOL's views are both mixed for the online
+# network; the target network sees them unmixed and is updated once a step. SimSiam's are mixed on
+# the side of the predictor. SimCLR's mixed views are each compared with the other one unmixed.
+#
+#   pip install '.[lightly,analysis]'  # from a clone
+#   python examples_lightly/siamese_mixmask.py --algorithm moco          # embedded photographs
+#   python examples_lightly/siamese_mixmask.py --algorithm byol --data path/to/images
+#
+# On 8 GPUs of one node:
+#   python examples_lightly/siamese_mixmask.py --algorithm moco --data ... --accelerator gpu \
+#       --devices 8 --strategy ddp
+from __future__ import annotations
+
+import argparse
+import copy
+
+import pytorch_lightning as pl
+import torch
+import torchvision
+from lightly.data import LightlyDataset
+from lightly.loss import NegativeCosineSimilarity, NTXentLoss
+from lightly.models.modules import (
+    BYOLPredictionHead,
+    BYOLProjectionHead,
+    MoCoProjectionHead,
+    SimCLRProjectionHead,
+    SimSiamPredictionHead,
+    SimSiamProjectionHead,
+)
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms import (
+    BYOLTransform,
+    BYOLView1Transform,
+    BYOLView2Transform,
+    MoCoV2Transform,
+    SimCLRTransform,
+    SimSiamTransform,
+)
+from torch import nn
+
+from mim_plugins.apps.photos import write_photo_folder
+from mim_plugins.lightly import wrap
+from mim_plugins.mixmask import EraseMask, MixMask, UnMix
+
+
+def resnet() -> nn.Module:
+    layers = list(torchvision.models.resnet18().children())[:-1]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+class MoCo(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet()
+        self.projection_head = MoCoProjectionHead(512, 512, 128)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=(4096, 128))
+
+    def training_step(self, batch, batch_idx):
+        x_query, x_key = batch[0]
+        update_momentum(self.backbone, self.backbone_momentum, m=0.99)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=0.99)
+        query = self.projection_head(self.backbone(x_query))
+        key = self.projection_head_momentum(self.backbone_momentum(x_key)).detach()
+        loss = self.criterion(query, key)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+
+
+class BYOL(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet()
+        self.projection_head = BYOLProjectionHead(512, 1024, 64)
+        self.prediction_head = BYOLPredictionHead(64, 1024, 64)
+        self.backbone_momentum = copy.deepcopy(self.backbone)
+        self.projection_head_momentum = copy.deepcopy(self.projection_head)
+        deactivate_requires_grad(self.backbone_momentum)
+        deactivate_requires_grad(self.projection_head_momentum)
+        self.criterion = NegativeCosineSimilarity()
+
+    def forward(self, x):
+        return self.prediction_head(self.projection_head(self.backbone(x)))
+
+    def forward_momentum(self, x):
+        return self.projection_head_momentum(self.backbone_momentum(x)).detach()
+
+    def training_step(self, batch, batch_idx):
+        x0, x1 = batch[0]
+        update_momentum(self.backbone, self.backbone_momentum, m=0.99)
+        update_momentum(self.projection_head, self.projection_head_momentum, m=0.99)
+        p0, z0 = self.forward(x0), self.forward_momentum(x0)
+        p1, z1 = self.forward(x1), self.forward_momentum(x1)
+        loss = 0.5 * (self.criterion(p0, z1) + self.criterion(p1, z0))
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6)
+
+
+class SimCLR(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet()
+        self.projection_head = SimCLRProjectionHead(512, 1024, 64)
+        self.criterion = NTXentLoss(temperature=0.5, gather_distributed=True)
+
+    def training_step(self, batch, batch_idx):
+        z0, z1 = self.projection_head(self.backbone(torch.cat(batch[0]))).chunk(2)
+        loss = self.criterion(z0, z1)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6)
+
+
+class SimSiam(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = resnet()
+        self.projection_head = SimSiamProjectionHead(512, 512, 128)
+        self.prediction_head = SimSiamPredictionHead(128, 64, 128)
+        self.criterion = NegativeCosineSimilarity()
+
+    def forward(self, x):
+        z = self.projection_head(self.backbone(x))
+        return z.detach(), self.prediction_head(z)
+
+    def training_step(self, batch, batch_idx):
+        x0, x1 = batch[0]
+        z0, p0 = self.forward(x0)
+        z1, p1 = self.forward(x1)
+        loss = 0.5 * (self.criterion(z0, p1) + self.criterion(z1, p0))
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
+
+
+def byol_transform(input_size, **crop):
+    return BYOLTransform(
+        view_1_transform=BYOLView1Transform(input_size=input_size, **crop),
+        view_2_transform=BYOLView2Transform(input_size=input_size, **crop),
+    )
+
+
+ALGORITHMS = {
+    "moco": (MoCo, MoCoV2Transform),
+    "byol": (BYOL, byol_transform),
+    "simclr": (SimCLR, SimCLRTransform),
+    "simsiam": (SimSiam, SimSiamTransform),
+}
+MIXERS = {"mixmask": MixMask, "erase": EraseMask}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--algorithm", choices=ALGORITHMS, default="moco")
+    parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--mixing", choices=[*MIXERS, "none"], default="mixmask")
+    parser.add_argument("--unmix", action="store_true", help="Un-Mix beside it (table 2)")
+    parser.add_argument("--grid-size", type=int, help="default: 2, 4, 8 for 32, 64, 224 pixels")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--num-workers", type=int, default=1)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--devices", default="1")
+    parser.add_argument("--strategy", default="auto")
+    args = parser.parse_args()
+
+    pl.seed_everything(0)
+    folder = args.data or write_photo_folder("data/photos") / "train"
+    module, transform = ALGORITHMS[args.algorithm]
+    dataset = LightlyDataset(
+        str(folder), transform=transform(input_size=args.image_size, min_scale=0.5)
+    )
+    dataloader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=args.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.num_workers,
+        persistent_workers=args.num_workers > 0,
+    )
+
+    model = module()
+    mixer = MIXERS.get(args.mixing)
+    mixing = mixer and mixer(grid_size=args.grid_size)
+    unmix = UnMix(prob_global=0.5) if args.unmix else None
+    if mixing or unmix:
+        wrap(model, mixing=mixing, unmix=unmix)  # the one line
+
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        accelerator=args.accelerator,
+        devices=args.devices,
+        strategy=args.strategy,
+        log_every_n_steps=10,
+    )
+    trainer.fit(model=model, train_dataloaders=dataloader)
+    if trainer.is_global_zero:
+        print(f"checkpoint: {trainer.checkpoint_callback.best_model_path}")
+
+
+if __name__ == "__main__":
+    main()
