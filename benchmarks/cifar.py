@@ -92,8 +92,8 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         for value in values
     },
     "mixmask": {
-        "vanilla": Variant(MOCO, {"model.mixmask": None}),
-        "erase": Variant(MOCO, {"model.mixmask": {"type": "EraseMask", "grid_size": 2}}),
+        "vanilla": Variant(MOCO, {"model.mixing": None}),
+        "erase": Variant(MOCO, {"model.mixing": {"type": "EraseMask", "grid_size": 2}}),
         "MixMask": Variant(MOCO, {}),
         "MixMask + Un-Mix": Variant(MOCO, {"model.unmix": {"prob_global": 0.5}}),
     },

@@ -37,10 +37,10 @@ MIXERS = {
     "stock": {},
     "stock again": {},  # what differs from 1 here is noise
     "mixing off": {},
-    "MixMask": {"mixmask": {"grid_size": 4}},
-    "MixMask, concat_views": {"mixmask": {"grid_size": 4}, "concat_views": True},
-    "MixMask + Un-Mix": {"mixmask": {"grid_size": 4}, "unmix": {}},
-    "erase-based": {"mixmask": {"type": "EraseMask", "grid_size": 4}},
+    "MixMask": {"mixing": {"grid_size": 4}},
+    "MixMask, concat_views": {"mixing": {"grid_size": 4}, "concat_views": True},
+    "MixMask + Un-Mix": {"mixing": {"grid_size": 4}, "unmix": {}},
+    "erase-based": {"mixing": {"type": "EraseMask", "grid_size": 4}},
 }
 COPIES = {"MixMask": 1, "MixMask, concat_views": 1, "MixMask + Un-Mix": 2, "erase-based": 2}
 
@@ -54,13 +54,12 @@ def bound(algorithm: str, name: str) -> float:
 
 def build(algorithm: str, name: str, device: str) -> torch.nn.Module:
     """The model of a shipped config; stock, or with other mixers."""
-    config = (
-        GPU_CONFIGS[algorithm]
-        if device == "cuda"
-        else f"{algorithm}-mixmask_resnet18_1xb512-coslr-1000e_cifar100"
-    )
-    model = Config.fromfile(config_folder() / "mixmask" / f"{config}.py").model
-    del model["mixmask"]
+    small = f"{algorithm}-mixmask_resnet18_1xb512-*-1000e_cifar100"
+    config = GPU_CONFIGS[algorithm] if device == "cuda" else small
+    (path,) = (config_folder() / "mixmask").glob(f"{config}.py")
+    model = Config.fromfile(path).model
+    del model["mixing"]
+    model.pop("symmetric", None)  # which stock has not
     if name.startswith("stock"):
         model["type"] = model["type"].removeprefix("MixMask")
     torch.manual_seed(0)

@@ -9,6 +9,9 @@
 #   python examples_lightly/siamese_mixmask.py --algorithm moco          # embedded photographs
 #   python examples_lightly/siamese_mixmask.py --algorithm byol --data path/to/images
 #
+# The paper's setting on CIFAR-100 (ResNet-18, 1000 epochs, batches of 512; table 8) on one GPU:
+#   python examples_lightly/siamese_mixmask.py --paper --algorithm byol --data path/to/train
+#
 # On 8 GPUs of one node:
 #   python examples_lightly/siamese_mixmask.py --algorithm moco --data ... --accelerator gpu \
 #       --devices 8 --strategy ddp
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 
 import pytorch_lightning as pl
 import torch
@@ -45,16 +49,49 @@ from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
 from mim_plugins.mixmask import EraseMask, MixMask, UnMix
 
-
-def resnet() -> nn.Module:
-    layers = list(torchvision.models.resnet18().children())[:-1]
-    return nn.Sequential(*layers, nn.Flatten())
+PAPER = {"image_size": 32, "epochs": 1000, "batch_size": 512}  # table 8, CIFAR-100
 
 
-class MoCo(pl.LightningModule):
-    def __init__(self) -> None:
+class Siamese(pl.LightningModule):
+    """A ResNet-18; as published, with CIFAR's stem and the schedule of the algorithm."""
+
+    def __init__(self, paper: bool = False) -> None:
         super().__init__()
-        self.backbone = resnet()
+        self.paper = paper
+        layers = list(torchvision.models.resnet18().children())[:-1]
+        if paper:
+            layers[0] = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+            del layers[3]  # the pooling
+        self.backbone = nn.Sequential(*layers, nn.Flatten())
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Of the learning rate."""
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+    def scheduled(self, optimizer):
+        if not self.paper:
+            return optimizer
+        epochs, steps = self.trainer.max_epochs, self.trainer.estimated_stepping_batches
+
+        def factor(step: int) -> float:
+            return self.factor(step * epochs / steps, epochs)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Stepped(Siamese):
+    """W-MSE's schedule, of which SimCLR's and BYOL's settings in table 8 are."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        warmup = 500 / 97  # iterations, of 97 batches of 512 in an epoch of CIFAR
+        drops = (epoch >= epochs - 50) + (epoch >= epochs - 25)
+        return min((epoch + 1 / 97) / warmup, 1.0) * (0.2**drops if epochs > 50 else 1.0)
+
+
+class MoCo(Siamese):
+    def __init__(self, paper: bool = False) -> None:
+        super().__init__(paper)
         self.projection_head = MoCoProjectionHead(512, 512, 128)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
@@ -73,13 +110,14 @@ class MoCo(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+        return self.scheduled(
+            torch.optim.SGD(self.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+        )
 
 
-class BYOL(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = resnet()
+class BYOL(Stepped):
+    def __init__(self, paper: bool = False) -> None:
+        super().__init__(paper)
         self.projection_head = BYOLProjectionHead(512, 1024, 64)
         self.prediction_head = BYOLPredictionHead(64, 1024, 64)
         self.backbone_momentum = copy.deepcopy(self.backbone)
@@ -105,13 +143,12 @@ class BYOL(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6)
+        return self.scheduled(torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6))
 
 
-class SimCLR(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = resnet()
+class SimCLR(Stepped):
+    def __init__(self, paper: bool = False) -> None:
+        super().__init__(paper)
         self.projection_head = SimCLRProjectionHead(512, 1024, 64)
         self.criterion = NTXentLoss(temperature=0.5, gather_distributed=True)
 
@@ -122,16 +159,18 @@ class SimCLR(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6)
+        return self.scheduled(torch.optim.Adam(self.parameters(), lr=0.003, weight_decay=1e-6))
 
 
-class SimSiam(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = resnet()
+class SimSiam(Siamese):
+    def __init__(self, paper: bool = False) -> None:
+        super().__init__(paper)
         self.projection_head = SimSiamProjectionHead(512, 512, 128)
         self.prediction_head = SimSiamPredictionHead(128, 64, 128)
         self.criterion = NegativeCosineSimilarity()
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        return min(epoch / 10, 1.0) * super().factor(max(epoch - 10, 0), max(epochs - 10, 1))
 
     def forward(self, x):
         z = self.projection_head(self.backbone(x))
@@ -146,7 +185,9 @@ class SimSiam(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
+        return self.scheduled(
+            torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
+        )
 
 
 def byol_transform(input_size, **crop):
@@ -169,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="moco")
     parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--paper", action="store_true", help="table 8 on CIFAR-100")
     parser.add_argument("--mixing", choices=[*MIXERS, "none"], default="mixmask")
     parser.add_argument("--unmix", action="store_true", help="Un-Mix beside it (table 2)")
     parser.add_argument("--grid-size", type=int, help="default: 2, 4, 8 for 32, 64, 224 pixels")
@@ -180,12 +222,16 @@ def main() -> None:
     parser.add_argument("--devices", default="1")
     parser.add_argument("--strategy", default="auto")
     args = parser.parse_args()
+    if args.paper:
+        parser.set_defaults(**PAPER)
+        args = parser.parse_args()
 
     pl.seed_everything(0)
     folder = args.data or write_photo_folder("data/photos") / "train"
     module, transform = ALGORITHMS[args.algorithm]
+    min_scale = (0.08 if args.algorithm == "moco" else 0.2) if args.paper else 0.5
     dataset = LightlyDataset(
-        str(folder), transform=transform(input_size=args.image_size, min_scale=0.5)
+        str(folder), transform=transform(input_size=args.image_size, min_scale=min_scale)
     )
     dataloader = torch.utils.data.DataLoader(
         dataset,
@@ -196,7 +242,7 @@ def main() -> None:
         persistent_workers=args.num_workers > 0,
     )
 
-    model = module()
+    model = module(args.paper)
     mixer = MIXERS.get(args.mixing)
     mixing = mixer and mixer(grid_size=args.grid_size)
     unmix = UnMix(prob_global=0.5) if args.unmix else None

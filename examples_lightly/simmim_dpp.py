@@ -15,6 +15,7 @@ from lightly.data import LightlyDataset
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.transforms import MAETransform
+from mae_dpp import VIT_BASE
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from tqdm import tqdm
@@ -22,14 +23,16 @@ from tqdm import tqdm
 from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import dpp_token_mask
 
+# SimMIM's own setting for ViT-B: mask ratio 0.6, 1e-4 for 512 images.
+PAPER = {"image_size": 224, "patch_size": 16, "epochs": 800, "batch_size": 512}
+
 
 class SimMIM(nn.Module):
-    def __init__(self, image_size: int, patch_size: int, tau: float) -> None:
+    def __init__(self, image_size: int, patch_size: int, tau: float, paper: bool) -> None:
         super().__init__()
-        vit = VisionTransformer(
-            img_size=image_size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4
-        )
-        self.mask_ratio = 0.75
+        shape = VIT_BASE if paper else {"embed_dim": 128, "depth": 4, "num_heads": 4}
+        vit = VisionTransformer(img_size=image_size, patch_size=patch_size, **shape)
+        self.mask_ratio = 0.6 if paper else 0.75
         self.patch_size = patch_size
         self.tau = tau
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
@@ -54,12 +57,16 @@ class SimMIM(nn.Module):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--paper", action="store_true", help="ViT-B/16, SimMIM's setting")
     parser.add_argument("--tau", type=float, default=0.5, help="1 = random, 0 = greedy")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--patch-size", type=int, default=8)
     args = parser.parse_args()
+    if args.paper:
+        parser.set_defaults(**PAPER)
+        args = parser.parse_args()
 
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,11 +77,15 @@ def main() -> None:
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.batch_size, shuffle=True, drop_last=True, num_workers=1
     )
-    model = SimMIM(args.image_size, args.patch_size, args.tau).to(device)
+    model = SimMIM(args.image_size, args.patch_size, args.tau, args.paper).to(device)
     criterion = nn.L1Loss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    rate = 1e-4 if args.paper else 1e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
 
     for epoch in range(args.epochs):
+        if args.paper:  # 10 epochs of warm-up; x 0.1 after 7/8 of the epochs
+            late = 0.1 if epoch >= args.epochs * 7 // 8 else 1.0
+            optimizer.param_groups[0]["lr"] = rate * min((epoch + 1) / 10, 1.0) * late
         total = 0.0
         for views, *_ in tqdm(dataloader, desc=f"epoch {epoch}"):
             prediction, target = model(views[0].to(device))

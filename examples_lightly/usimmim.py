@@ -17,18 +17,28 @@ from lightly.data import LightlyDataset
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.transforms import MAETransform
+from mae_dpp import VIT_BASE, adamw
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import UniformityLoss, wrap
 
+# Section 5.1; learning rate and schedule are SimMIM's for ViT-B.
+PAPER = {"image_size": 224, "patch_size": 16, "min_scale": 0.67}
+PAPER |= {"epochs": 200, "batch_size": 128, "weight": 1e-4}
+
 
 class SimMIM(pl.LightningModule):
-    def __init__(self, image_size: int, patch_size: int) -> None:
+    def __init__(self, image_size: int, patch_size: int, paper: bool = False) -> None:
         super().__init__()
+        shape = VIT_BASE if paper else {"embed_dim": 128, "depth": 4, "num_heads": 4}
+        self.paper = paper
         vit = VisionTransformer(
-            img_size=image_size, patch_size=patch_size, embed_dim=128, depth=4, num_heads=4
+            img_size=image_size,
+            patch_size=patch_size,
+            drop_path_rate=0.1 if paper else 0.0,
+            **shape,
         )
         self.mask_ratio = 0.6
         self.patch_size = patch_size
@@ -53,30 +63,48 @@ class SimMIM(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
+        if not self.paper:
+            return adamw(self, 1e-3)
+        (optimizer,), _ = adamw(self, 1e-4 * 128 / 512, warmup_epochs=10)
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        warmup = max(steps * 10 // epochs, 1)
+
+        def factor(step: int) -> float:
+            """Warm-up from 5e-7 / 1e-4, then x 0.1 after 7/8 of the epochs."""
+            share = min(step / warmup, 1.0)
+            return (5e-3 + (1 - 5e-3) * share) * (0.1 if step >= steps * 7 // 8 else 1.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", help="image folder; default: embedded photographs")
+    parser.add_argument("--paper", action="store_true", help="ViT-B/16, section 5.1 of U-MAE")
     parser.add_argument("--weight", type=float, default=0.01, help="lambda; 0 = SimMIM")
     parser.add_argument("--token", choices=["cls", "mean"], default="cls")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--min-scale", type=float, default=0.5, help="of crops, of the area")
     parser.add_argument("--patch-size", type=int, default=8)
     args = parser.parse_args()
+    if args.paper:
+        parser.set_defaults(**PAPER)
+        args = parser.parse_args()
 
     pl.seed_everything(0)
     folder = args.data or write_photo_folder("data/photos") / "train"
     dataset = LightlyDataset(
-        str(folder), transform=MAETransform(input_size=args.image_size, min_scale=0.5)
+        str(folder),
+        transform=MAETransform(input_size=args.image_size, min_scale=args.min_scale),
     )
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.batch_size, shuffle=True, drop_last=True, num_workers=1
     )
 
-    model = SimMIM(args.image_size, args.patch_size)
+    model = SimMIM(args.image_size, args.patch_size, args.paper)
     regularizer = UniformityLoss(args.weight, token=args.token)
     wrap(model, regularizers=[regularizer])  # the one line
 

@@ -23,7 +23,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.config import utils as config_utils
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100
 from mmpretrain.datasets.utils import calculate_md5
@@ -196,6 +196,8 @@ def shrink_model(model: dict) -> None:
     kind = backbone["type"].rsplit(".", 1)[-1]
     if "ResNet" in kind:
         backbone.update(stem_channels=8, base_channels=8)
+        if "num_splits" in backbone.get("norm_cfg", {}):
+            backbone["norm_cfg"]["num_splits"] = 2
 
         def width(before: int) -> int:
             return before // 8
@@ -262,7 +264,7 @@ def evaluate(runner: Runner, cfg: Config) -> None:
     images = model.data_preprocessor(batch)["inputs"]
     images = images[0] if isinstance(images, list) else images
     with torch.no_grad():
-        features = model.extract_feat([images] if hasattr(model, "mixers") else images)
+        features = model.extract_feat(images)
     tensors = [each for each in _flat(features) if torch.is_floating_point(each)]
     assert tensors
     assert all(each.isfinite().all() for each in tensors)
@@ -280,7 +282,7 @@ def _flat(node: object) -> Iterator[torch.Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_runs(name: str, data: Path, tmp_path: Path) -> None:
     if Path(name).name.startswith(DENSE):
-        pytest.skip("MMDetection's and MMSegmentation's: scripts/dense.sh")
+        pytest.skip("needs MMDetection or MMSegmentation, whose mmcv is compiled")
     cfg = Config.fromfile(CONFIGS / name)
     shrink(cfg, tmp_path, name)
     runner = Runner.from_cfg(cfg)
@@ -371,6 +373,65 @@ def test_learning_rate_is_for_the_batch_and_only_matrices_decay(
             assert not re.search(r"token|pos_embed|position_bias_table", key), key
 
 
+@pytest.mark.parametrize("data", ["cifar100", "tiny-imagenet"])
+def test_mixmask_recipes(data: str) -> None:
+    """What the recipes that table 8 comes from have: schedules, views, neighbours, MoCo's loss."""
+    folder, mixed = CONFIGS / "mixmask", "mixmask_resnet18_1xb512"
+    rates = {"byol": (3e-3, 2e-3), "simclr": (3e-3, 2e-3), "moco": (0.06,) * 2}
+    rates["simsiam"] = (0.03,) * 2
+    for algorithm, rate in rates.items():
+        step = algorithm in ("byol", "simclr")
+        kind = "steplr" if step else "coslr"
+        cfg = Config.fromfile(folder / f"{algorithm}-{mixed}-{kind}-1000e_{data}.py")
+        assert cfg.optim_wrapper.optimizer.lr == rate[data == "tiny-imagenet"]
+        init_default_scope("mmpretrain")
+        model = MODELS.build(cfg.model)
+        assert [type(mixer).__name__ for mixer in model.mixers] == ["MixMask"]
+        views = cfg.train_dataloader.dataset.pipeline[-2].transforms[0]
+        types = [view["type"] for view in views]
+        crop = views[types.index("RandomResizedCrop")]
+        gray = views[types.index("RandomGrayscale")]
+        knn = cfg.custom_hooks[-1]
+        assert cfg.randomness.diff_rank_seed
+        if algorithm == "moco":
+            assert (crop.crop_ratio_range, gray.prob) == ((0.08, 1.0), 0.2)
+            assert model.query_views == slice(2)  # symmetric
+            norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            assert norms
+            assert {norm.num_splits for norm in norms} == {8}
+            assert knn.get("knn_k", 200) == 200
+            assert knn.projection
+        else:
+            assert (crop.crop_ratio_range, gray.prob) == ((0.2, 1.0), 0.1)
+            assert crop.interpolation == "bicubic"
+            assert knn.knn_k == 5
+            assert not knn.projection
+        assert cfg.param_scheduler[-1].end == 1000
+        if not step:
+            continue
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedulers = [
+            PARAM_SCHEDULERS.build({**each, "optimizer": optimizer}) for each in cfg.param_scheduler
+        ]
+        seen = []
+        for _ in range(501):
+            seen.append(optimizer.param_groups[0]["lr"])
+            schedulers[0].step()
+        assert seen == pytest.approx([min((n + 1) / 500, 1) for n in range(501)])
+        seen = []
+        for _ in range(1000):
+            seen.append(optimizer.param_groups[0]["lr"])
+            schedulers[1].step()
+        for epoch, expected in ((0, 1), (949, 1), (950, 0.2), (974, 0.2), (975, 0.04)):
+            assert seen[epoch] == pytest.approx(expected), epoch
+    probe = Config.fromfile(folder / f"benchmarks/resnet18_1xb1000-linear-explr-500e_{data}.py")
+    assert probe.optim_wrapper.optimizer.lr * probe.param_scheduler[
+        0
+    ].gamma ** 500 == pytest.approx(1e-6)
+    steps = {step.type for step in probe.train_dataloader.dataset.pipeline}
+    assert steps <= {"LoadImageFromFile", "PackInputs"}
+
+
 def test_pretraining_batches_are_the_papers() -> None:
     """Images per optimiser step and epochs of warm-up, as the papers and their code have them."""
     for pattern, images, warm_up in (
@@ -418,6 +479,7 @@ OPTIONS = [
 ]
 # What a config may not have yet.
 NEW = {"base", "unmix", "shared", "cross_weight", "input_weight", "output_weight"}
+NEW |= {"exact", "permutation", "type"}
 
 
 @pytest.mark.parametrize(("folder", "name", "options"), OPTIONS)

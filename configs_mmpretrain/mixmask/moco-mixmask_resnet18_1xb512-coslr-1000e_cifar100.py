@@ -5,7 +5,7 @@ _base_ = [
 ]
 
 model = dict(
-    mixmask=dict(mask='block', grid_size=2, ratio=0.5),
+    mixing=dict(mask='block', grid_size=2, ratio=0.5),
 )
 
 custom_hooks = [{{_base_.knn_hook}}]

@@ -5,7 +5,7 @@ _base_ = [
 ]
 
 model = dict(
-    mixmask=dict(mask='block', grid_size=4, ratio=0.5),
+    mixing=dict(mask='block', grid_size=4, ratio=0.5),
     backbone=dict(strides=(2, 2, 2, 2)),  # 64 pixels: the resolutions of CIFAR's
 )
 

@@ -4,5 +4,8 @@ custom_imports = dict(imports=['mim_plugins.mmpretrain'], allow_failed_imports=F
 
 model = dict(
     type='MixMaskSimCLR',
-    mixmask=dict(mask='block', grid_size=8, ratio=0.5),
+    mixing=dict(mask='block', grid_size=8, ratio=0.5),
 )
+
+# Ranks mix differently.
+randomness = dict(seed=0, diff_rank_seed=True)

@@ -55,7 +55,7 @@ def test_a_stock_config_becomes_mixmask(name: str, photo_folder: Path, tmp_path:
     runs = {
         "stock": "",
         "off": f"model.update(type='MixMask{name}')\n",
-        "on": f"model.update(type='MixMask{name}', mixmask=dict(grid_size=8))\n",
+        "on": f"model.update(type='MixMask{name}', mixing=dict(grid_size=8))\n",
     }
     logs, weights = {}, {}
     for run, lines in runs.items():
@@ -87,12 +87,12 @@ def test_a_stock_config_becomes_mixmask(name: str, photo_folder: Path, tmp_path:
 def test_resume_and_linear_probe(photo_folder: Path, tmp_path: Path) -> None:
     """The stock tool resumes, and upstream's own linear probe loads the backbone as it is."""
     path = tmp_path / "config.py"
-    both = "model.update(type='MixMaskMoCo', mixmask=dict(), unmix=dict(prob_global=0.5))\n"
+    both = "model.update(type='MixMaskMoCo', mixing=dict(), unmix=dict(prob_global=0.5))\n"
     path.write_text(config("MoCo", photo_folder, both))
     run_tool("train", path, "--work-dir", tmp_path / "run")
     run_tool(
         "train", path, "--work-dir", tmp_path / "run", "--resume", "--cfg-options",
-        "train_cfg.max_epochs=2", "model.mixmask.ratio=0.25,0.75", "model.unmix.prob_global=0.0",
+        "train_cfg.max_epochs=2", "model.mixing.ratio=0.25,0.75", "model.unmix.prob_global=0.0",
     )  # fmt: skip
     log = read_log(tmp_path / "run")
     assert "resumed epoch: 1" in log
@@ -136,35 +136,33 @@ def names(pattern: str) -> list[str]:
 
 
 MIXMASK = "moco-mixmask_resnet18_1xb512-coslr-1000e_cifar100.py"
-BOTH = "moco-mixmask-unmix_resnet18_1xb512-coslr-1000e_cifar100.py"
+BOTH = "model.unmix.prob_global=0.5"
 ROWS = [
     # table 1
-    (MIXMASK, "model.mixmask.grid_size=16", ["MixMask(mask='block', grid_size=16, ratio=0.5"]),
-    (MIXMASK, "model.mixmask.mask=random", ["MixMask(mask='random', grid_size=2, ratio=0.5"]),
-    (MIXMASK, "model.mixmask.ratio=0.25", ["MixMask(mask='block', grid_size=2, ratio=0.25"]),
-    (MIXMASK, "model.mixmask.ratio=0.0,1.0", ["MixMask(mask='block', grid_size=2, ratio=(0.0, 1"]),
+    (["model.mixing.grid_size=16"], ["MixMask(mask='block', grid_size=16, ratio=0.5"]),
+    (["model.mixing.mask=random"], ["MixMask(mask='random', grid_size=2, ratio=0.5"]),
+    (["model.mixing.ratio=0.25"], ["MixMask(mask='block', grid_size=2, ratio=0.25"]),
+    (["model.mixing.ratio=0.0,1.0"], ["MixMask(mask='block', grid_size=2, ratio=(0.0, 1"]),
     # table 2
-    (MIXMASK, "model.unmix.prob_global=0.5", ["permutation='random'", "permutation='inverse'"]),
-    (BOTH, "model.mixmask.permutation=inverse", ["permutation='inverse'"] * 2),
+    ([BOTH], ["permutation='random'", "permutation='inverse'"]),
+    ([BOTH, "model.mixing.permutation=inverse"], ["permutation='inverse'"] * 2),
     # table 3
-    (BOTH, "model.unmix.prob_global=0.0", ["MixMask(", "UnMix(prob_global=0.0"]),
+    (["model.unmix.prob_global=0.0"], ["MixMask(", "UnMix(prob_global=0.0"]),
     # table 4
-    (MIXMASK, "model.mixmask=None", []),
-    (MIXMASK, "model.mixmask.type=EraseMask", ["EraseMask(mask='block', grid_size=2, ratio=0.5"]),
+    (["model.mixing=None"], []),
+    (["model.mixing.type=EraseMask"], ["EraseMask(mask='block', grid_size=2, ratio=0.5"]),
     # table 5
-    (BOTH, "model.mixmask=None", ["UnMix(prob_global=0.5"]),
+    ([BOTH, "model.mixing=None"], ["UnMix(prob_global=0.5"]),
 ]
 
 
-@pytest.mark.parametrize(("name", "argument", "mixers"), ROWS)
-def test_every_row_of_the_tables_is_one_argument(
-    name: str, argument: str, mixers: list[str]
-) -> None:
+@pytest.mark.parametrize(("arguments", "mixers"), ROWS)
+def test_every_row_of_the_tables_mixes_so(arguments: list[str], mixers: list[str]) -> None:
     """As README.md lists them, given the way ``tools/train.py`` takes them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", nargs="+", action=DictAction)
-    cfg = Config.fromfile(CONFIGS / "mixmask" / name)
-    cfg.merge_from_dict(parser.parse_args(["--cfg-options", argument]).cfg_options)
+    cfg = Config.fromfile(CONFIGS / "mixmask" / MIXMASK)
+    cfg.merge_from_dict(parser.parse_args(["--cfg-options", *arguments]).cfg_options)
     init_default_scope("mmpretrain")
     built = MODELS.build(cfg.model).mixers
     assert len(built) == len(mixers)
@@ -183,10 +181,12 @@ def test_detection_configs_parse(name: str) -> None:
         assert part.init_cfg == {"type": "Pretrained", "checkpoint": "", "prefix": "backbone."}
     assert cfg.model.roi_head.shared_head.type == "ResLayerExtraNorm"
     assert cfg.optim_wrapper.optimizer.lr == 0.02
+    assert cfg.custom_hooks[-1].type == "mmpretrain.PreciseBNHook"
     if "voc" in name:
         assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 24000
         assert cfg.model.roi_head.bbox_head.num_classes == 20
     else:
-        assert cfg.train_cfg.max_epochs == 12
+        assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 90000
+        assert cfg.param_scheduler[1].milestones == [60000, 80000]
         scales = next(step.scales for step in cfg.train_pipeline if "scales" in step)
         assert [side for _, side in scales] == [640, 672, 704, 736, 768, 800]

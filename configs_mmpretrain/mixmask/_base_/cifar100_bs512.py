@@ -1,5 +1,5 @@
-# Two views of CIFAR-100. The paper gives no augmentation: this is MoCo v2's without blur, as MoCo's
-# and SimSiam's CIFAR experiments have it, with batches of 512 (table 8).
+# Two views of CIFAR-100. The paper gives no augmentation: this is the one of MoCo's CIFAR demo and
+# of Un-Mix, with batches of 512 (table 8).
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor',
     # CIFAR100 is loaded as RGB
@@ -9,7 +9,7 @@ data_preprocessor = dict(
 )
 
 view_pipeline = [
-    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.2, 1.0), backend='pillow'),
+    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.08, 1.0), backend='pillow'),
     dict(
         type='RandomApply',
         transforms=[
@@ -47,6 +47,7 @@ train_dataloader = dict(
 knn_hook = dict(
     type='OnlineProbeHook',
     linear=False,
+    projection=True,  # as MoCo's CIFAR demo
     interval=10,
     val_dataloader=dict(
         batch_size=512,

@@ -35,3 +35,16 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=lr, momentum=0.9, weight_decay=5e-4),
     paramwise_cfg=dict(custom_keys={'predictor': dict(fix_lr=True)}),
 )
+
+# 10 epochs of warm-up (table 8), then SimSiam's own cosine.
+param_scheduler = [
+    dict(
+        type='LinearLR',
+        start_factor=1e-4,
+        by_epoch=True,
+        begin=0,
+        end=10,
+        convert_to_iter_based=True,
+    ),
+    dict(type='CosineAnnealingLR', T_max=990, by_epoch=True, begin=10, end=1000),
+]

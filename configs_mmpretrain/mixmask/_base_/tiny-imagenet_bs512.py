@@ -1,4 +1,4 @@
-# Two views of Tiny-ImageNet, augmented like CIFAR-100 (cifar100_bs512.py): the paper gives none.
+# Two views of Tiny-ImageNet, augmented like CIFAR-100 (cifar100_bs512.py).
 # Class folders under data/tiny-imagenet-200/train, see README.md.
 data_preprocessor = dict(
     type='SelfSupDataPreprocessor',
@@ -8,7 +8,7 @@ data_preprocessor = dict(
 )
 
 view_pipeline = [
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.2, 1.0), backend='pillow'),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.08, 1.0), backend='pillow'),
     dict(
         type='RandomApply',
         transforms=[
@@ -50,6 +50,7 @@ train_dataloader = dict(
 knn_hook = dict(
     type='OnlineProbeHook',
     linear=False,
+    projection=True,  # as MoCo's CIFAR demo
     interval=10,
     val_dataloader=dict(
         batch_size=512,

@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner, autocast
 from mmpretrain.models import VisionTransformer
-from mmpretrain.models.selfsup import MFFViT, SparK
+from mmpretrain.models.selfsup import MAEHiViT, MAEViT, MFFViT, SparK
 from mmpretrain.models.utils import TwoNormDataPreprocessor
 from mmpretrain.models.utils.sparse_modules import SparseHelper
 from torch import Tensor, nn
@@ -45,7 +45,14 @@ def preprocess(model: Any, batch: dict) -> tuple[Tensor, Any]:
     return first_view(data["inputs"]), data.get("data_samples")
 
 
-def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Tensor:
+def extract_features(
+    runner: Runner,
+    images: Tensor,
+    token: str = "auto",
+    *,
+    projection: bool = False,
+    masked: bool = False,
+) -> Tensor:
     """One feature per image from the unmasked images, in evaluation mode, without gradients.
 
     The features are those of the algorithm's own ``extract_feat``, the last output where
@@ -56,12 +63,15 @@ def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Ten
         runner: Its model may be wrapped for distributed training.
         images: ``(B, C, H, W)``, preprocessed.
         token: See :func:`mim_plugins._observe.pool`.
+        projection: Take the output of the model's neck on them, as MoCo's queue does.
+        masked: Encode the images under masks of the backbone, one of MAE.
 
     Returns:
         ``(B, D)`` float32.
 
     Raises:
-        TypeError: If the model's weights are sharded over the processes.
+        TypeError: If the model's weights are sharded over the processes, or its backbone
+            draws no masks.
     """
     if isinstance(runner.model, FullyShardedDataParallel):
         raise TypeError(
@@ -71,7 +81,12 @@ def extract_features(runner: Runner, images: Tensor, token: str = "auto") -> Ten
         )
     model = unwrap(runner.model)
     with observing(model), _autocast(runner):
-        output = _encode(model, images)
+        if masked and not isinstance(model.backbone, MAEViT | MAEHiViT):
+            kind = type(model.backbone).__name__
+            raise TypeError(f"masked=True needs a backbone of MAE, which draws masks, got {kind}")
+        output = model.backbone(images)[0][: len(images)] if masked else _encode(model, images)
+        if projection:
+            return model.neck(output)[0].float()
         if isinstance(output, list | tuple):
             output = output[-1]
         return pool(output, token, num_prefix_tokens(model.backbone)).float()

@@ -73,6 +73,10 @@ class OnlineProbeHook(MonitorHook):
         knn_t (float): Temperature of their weights. Defaults to 0.1.
         token (str): Which feature a vision transformer has: ``'cls'``, ``'mean'`` of the
             patches, or ``'auto'``: [CLS] if there is one. Defaults to ``'auto'``.
+        projection (bool): Whether to take the output of the algorithm's neck in the place of the
+            backbone's, as kNN in MoCo's CIFAR demo does. Defaults to False.
+        masked (bool): Whether the linear probe learns from masked images, which only backbones
+            of MAE draw, as in U-MAE's code. Evaluation is of whole ones. Defaults to False.
         log_interval (int): Steps of the probe per log entry. Defaults to 10.
 
     Raises:
@@ -97,6 +101,8 @@ class OnlineProbeHook(MonitorHook):
         knn_k: int = 200,
         knn_t: float = 0.1,
         token: str = "auto",
+        projection: bool = False,
+        masked: bool = False,
         log_interval: int = 10,
     ) -> None:
         super().__init__("online_probe", interval, by_epoch)
@@ -135,6 +141,8 @@ class OnlineProbeHook(MonitorHook):
         self.linear_interval = check_int("linear_interval", linear_interval)
         self.log_interval = check_int("log_interval", log_interval)
         self.token = check_choice("token", token, TOKENS)
+        self.projection = check_bool("projection", projection)
+        self.masked = check_bool("masked", masked)
         self._step: StepCapture | None = None
         self._results: list[dict[str, Tensor]] = []
         self._loaders: dict[str, Any] = {}
@@ -181,7 +189,9 @@ class OnlineProbeHook(MonitorHook):
             self._step = None
             images = first_view(data["inputs"])
             labels = _labels(data.get("data_samples")).to(images.device)
-            features = extract_features(runner, images, self.token)
+            features = extract_features(
+                runner, images, self.token, projection=self.projection, masked=self.masked
+            )
             result = self.probe.step(torch.cat(all_gather(features)), torch.cat(all_gather(labels)))
             if result:
                 self._results.append(result)
@@ -211,7 +221,9 @@ class OnlineProbeHook(MonitorHook):
         features, labels = [], []
         for batch in loader:
             images, samples = preprocess(unwrap(runner.model), batch)
-            features.append(extract_features(runner, images, self.token))
+            features.append(
+                extract_features(runner, images, self.token, projection=self.projection)
+            )
             labels.append(_labels(samples).to(images.device))
         number = len(loader.dataset)
         return _gather(torch.cat(features), number), _gather(torch.cat(labels), number)

@@ -1,11 +1,11 @@
 _base_ = [
     './_base_/simclr_resnet18.py',
-    './_base_/tiny-imagenet_bs512.py',
+    './_base_/tiny-imagenet_bs512_wmse.py',
     './_base_/runtime_1000e.py',
 ]
 
 model = dict(
-    mixmask=dict(mask='block', grid_size=4, ratio=0.5),
+    mixing=dict(mask='block', grid_size=4, ratio=0.5),
     backbone=dict(strides=(2, 2, 2, 2)),  # 64 pixels: the resolutions of CIFAR's
     neck=dict(out_channels=128),
 )

@@ -1,4 +1,4 @@
-_base_ = './resnet18_1xb512-linear-coslr-100e_cifar100.py'
+_base_ = './resnet18_1xb1000-linear-explr-500e_cifar100.py'
 
 # Class folders under data/tiny-imagenet-200/train and data/tiny-imagenet-200/val, see README.md.
 data_preprocessor = dict(
@@ -10,13 +10,7 @@ data_preprocessor = dict(
 
 model = dict(backbone=dict(strides=(2, 2, 2, 2)), head=dict(num_classes=200))
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=64, padding=8),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
 train_dataloader = dict(
     dataset=dict(
@@ -24,7 +18,7 @@ train_dataloader = dict(
         type='CustomDataset',
         data_root='data/tiny-imagenet-200',
         data_prefix='train',
-        pipeline=train_pipeline,
+        pipeline=pipeline,
     )
 )
 val_dataloader = dict(
@@ -33,7 +27,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/tiny-imagenet-200',
         data_prefix='val',
-        pipeline=test_pipeline,
+        pipeline=pipeline,
     )
 )
 test_dataloader = val_dataloader
