@@ -10,6 +10,7 @@ from .warm import run_script
 
 EXAMPLES = Path(__file__).parents[1] / "examples_lightly"
 VARIANTS = {
+    "umae.py": [[], ["--paper"]],
     "siamese_mixmask.py": [["--algorithm", name] for name in ("moco", "byol", "simclr", "simsiam")],
 }
 
