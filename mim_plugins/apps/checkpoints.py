@@ -164,7 +164,7 @@ def image_size(model: nn.Module, config: Config) -> int:
 def draw_masks(model: nn.Module, config: Config, inputs: Tensor) -> Tensor:
     """Masks as the run drew them, ``(B, rows, columns)``: by the model, or its pipeline."""
     if isinstance(model, MAE):
-        return step_mask(model, {"inputs": inputs}, model.backbone(inputs))
+        return step_mask(model, {"inputs": inputs}, {"backbone": model.backbone(inputs)}, "report")
     pipeline = config.train_dataloader.dataset.pipeline
     generator = next(step for step in pipeline if step.type.endswith("MaskGenerator"))
     transform = TRANSFORMS.build(generator)

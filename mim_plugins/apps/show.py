@@ -55,7 +55,7 @@ def picture(model: Any, config: Config, images: Tensor) -> Tensor:
     if isinstance(model, MAE):
         encoded = model.backbone(inputs)
         predicted = model.neck(encoded[0], encoded[2])
-        mask = step_mask(model, {"inputs": inputs}, encoded)
+        mask = step_mask(model, {"inputs": inputs}, {"backbone": encoded}, "show")
     else:
         mask = draw_masks(model, config, inputs).to(inputs.device)
         encoded = model.backbone(inputs, mask)
