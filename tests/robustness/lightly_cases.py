@@ -33,6 +33,7 @@ from mim_plugins.masking import (
     UniformMasking,
 )
 from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
+from mim_plugins.regularizers import Term
 
 from ..lightly import siamese
 from ..lightly.modules import MAE
@@ -170,6 +171,11 @@ def mae_case(
     return Case(name, "lightly", on, neutral, stock, timm_vit, **expected)
 
 
+def term_case(term: type[Term], *logged: str) -> Case:
+    on, neutral = (mae(regularizers=lambda weight=weight: [term(weight)]) for weight in (0.1, 0.0))
+    return mae_case(term.name, on, neutral, logged=logged)
+
+
 # -- siamese -------------------------------------------------------------------------------
 
 
@@ -245,12 +251,7 @@ CASES = [
         calls={"HierarchicalMasking": 1},
         draws=2,
     ),
-    mae_case(
-        "umae",
-        mae(regularizers=lambda: [UniformityLoss(weight=0.1)]),
-        mae(regularizers=lambda: [UniformityLoss(weight=0.0)]),
-        logged=("loss_uniformity",),
-    ),
+    term_case(UniformityLoss, "loss_uniformity"),
     mae_case(
         "mi-mae",
         mae(masking=lambda: ComplementaryMasking(4, patch_size=4), regularizers=terms),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mim_plugins.masking import RandomMasking
+from mim_plugins.regularizers import Term
 
 from ..mmpretrain import models, siamese
 from ..mmpretrain.regularizers.test_mi_mae import SMALL
@@ -111,6 +112,15 @@ def plain_hivit() -> tuple[nn.Module, str]:
 
 STOCK_MAE, NEUTRAL_MAE = mae(), mae("MaskedMAEViT")
 STOCK_HIVIT = hivit("MAEHiViT")
+
+
+def term_case(term: type[Term], *logged: str) -> Case:
+    def weighted(weight: float) -> Builder:
+        config = {"type": term.__name__, "weight": weight}
+        return mae(algorithm={"type": "RegularizedMAE", "regularizers": [config]})
+
+    return mae_case(term.name, weighted(0.1), weighted(0.0), logged=logged)
+
 
 # -- SimMIM --------------------------------------------------------------------------------
 
