@@ -31,8 +31,7 @@ class Case:
         host_draws: Whether stock and plugin draw the same with Python and numpy.
         logged: What is logged beyond stock, once per step.
         once: Prefixes of parameters and buffers that a step changes exactly as a stock step does.
-        syncs: Times per step beyond stock's that the host waits for a GPU; mmengine reads every
-            value that is logged.
+        syncs: Times per step beyond stock's that the host waits for a GPU.
         own: Prefix of weights that stock has not.
         in_workers: Whether the plugin draws in data-loader workers.
         no_neutral: Why there is no neutral setting.

@@ -33,7 +33,7 @@ from mim_plugins.masking import (
     UniformMasking,
 )
 from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
-from mim_plugins.regularizers import Term
+from mim_plugins.regularizers import KoLeoLoss, Term, VarianceCovarianceLoss
 
 from ..lightly import siamese
 from ..lightly.modules import MAE
@@ -154,6 +154,7 @@ def torchvision_vit() -> tuple[nn.Module, str]:
     return SimMIM().backbone.vit, "backbone.vit."
 
 
+VICREG = tuple(f"loss_variance_covariance_{term}" for term in ("variance", "covariance"))
 STOCK_MAE = mae()
 TERMS = (
     *(f"loss_mutual_information_{term}" for term in ("cross", "input", "variational")),
@@ -252,6 +253,8 @@ CASES = [
         draws=2,
     ),
     term_case(UniformityLoss, "loss_uniformity"),
+    term_case(KoLeoLoss, "loss_koleo"),
+    term_case(VarianceCovarianceLoss, *VICREG),
     mae_case(
         "mi-mae",
         mae(masking=lambda: ComplementaryMasking(4, patch_size=4), regularizers=terms),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mim_plugins.masking import RandomMasking
-from mim_plugins.regularizers import Term
+from mim_plugins.regularizers import KoLeoLoss, Term, VarianceCovarianceLoss
 
 from ..mmpretrain import models, siamese
 from ..mmpretrain.regularizers.test_mi_mae import SMALL
@@ -110,6 +110,7 @@ def plain_hivit() -> tuple[nn.Module, str]:
     return _backbone(type="HiViT", arch=HIVIT, img_size=64, patch_size=16, out_indices=[6])
 
 
+VICREG = tuple(f"loss_variance_covariance_{term}" for term in ("variance", "covariance"))
 STOCK_MAE, NEUTRAL_MAE = mae(), mae("MaskedMAEViT")
 STOCK_HIVIT = hivit("MAEHiViT")
 
@@ -284,14 +285,15 @@ CASES = [
         calls={"HierarchicalMasking": 1},
         draws=2,  # one per level
     ),
-    mae_case("umae", uniform(0.1), uniform(0.0), logged=("loss_uniformity",), syncs=1),
+    mae_case("umae", uniform(0.1), uniform(0.0), logged=("loss_uniformity",)),
+    term_case(KoLeoLoss, "loss_koleo"),
+    term_case(VarianceCovarianceLoss, *VICREG),
     mae_case(
         "mi-mae",
         mi_mae(4),
         mi_mae(1, cross_weight=0.0, input_weight=0.0),
         calls={"ComplementaryMasking": 1},
         logged=TERMS,
-        syncs=len(TERMS),
     ),
     mae_case("mae boundary", boundary(width_px=2), boundary(width_px=0)),
     Case(
@@ -331,7 +333,6 @@ CASES = [
         STOCK_SIMMIM,
         swin,
         logged=("loss_uniformity",),
-        syncs=1,
         in_workers=True,
     ),
     Case(
@@ -343,7 +344,6 @@ CASES = [
         swin,
         calls={"ComplementaryMasking": 1},
         logged=TERMS,
-        syncs=len(TERMS),
     ),
     Case(
         "simmim boundary",
