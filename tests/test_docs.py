@@ -52,9 +52,34 @@ def module_mask(kept: torch.Tensor, num: int) -> torch.Tensor:
     return torch.ones(len(kept), num, dtype=torch.bool).scatter(1, kept, False)
 
 
+def use_term(names: dict[str, Any]) -> None:
+    """The same numbers in both frameworks as of the formula on the features."""
+    from .mmpretrain.models import build
+
+    module, logged = names["module"], {}
+    module.log = lambda name, value, **options: logged.setdefault(name, value)
+    images = torch.rand(4, 3, 32, 32)
+    module.training_step(([images],), 0)
+    tokens = module.backbone.encode(images, idx_keep=module.seen[0])
+    found = {"lightly": (logged["loss_shrink"], tokens)}
+    model = build("MAEViT", names["model"])
+    images = torch.rand(4, 3, 64, 64)
+    torch.manual_seed(0)
+    losses = model.loss(images, None)
+    torch.manual_seed(0)
+    found["mmpretrain"] = losses["loss_shrink"], model.backbone(images)[0]
+    for loss, latent in found.values():
+        expected = 0.1 * latent[:, 1:].mean(dim=1).norm(dim=1).square().mean()
+        torch.testing.assert_close(loss, expected)
+    spread = build("MAEViT", {"type": "RegularizedMAE", "regularizers": [names["Spread"](0.5)]})
+    losses = spread.loss(images, None)
+    torch.testing.assert_close(losses["loss_spread"], -0.5 * losses["spread_std"])
+
+
 # What is done with the names that a section has defined, by its heading.
 USES: dict[str, Callable[[dict[str, Any]], None]] = {
     "Your own masking in 10 lines": use_masking,
+    "Your own term in 10 lines": use_term,
 }
 
 
