@@ -21,6 +21,7 @@ def boundary_weights(
     grid: tuple[int, int],
     patch_size: int,
     width_px: int,
+    *,
     boundary_weight: float = 0.0,
 ) -> Tensor:
     """Weight of every pixel in a reconstruction loss that neglects the mask's boundary.

@@ -27,10 +27,12 @@ def brute_force(mask: torch.Tensor, patch_size: int, width: int, weight: float) 
 def test_against_brute_force(width: int, weight: float) -> None:
     generator = torch.Generator().manual_seed(width)
     mask = torch.rand(3, 4, 5, generator=generator) < 0.75
-    found = boundary_weights(mask.flatten(1), (4, 5), 4, width, weight)
+    found = boundary_weights(mask.flatten(1), (4, 5), 4, width, boundary_weight=weight)
     expected = torch.stack([brute_force(m, 4, width, weight) for m in mask])
     torch.testing.assert_close(found, expected)
-    assert torch.equal(found, boundary_weights(mask.float(), (4, 5), 4, width, weight))
+    assert torch.equal(
+        found, boundary_weights(mask.float(), (4, 5), 4, width, boundary_weight=weight)
+    )
 
 
 def test_extreme_masks() -> None:
@@ -43,7 +45,7 @@ def test_extreme_masks() -> None:
 def test_how_many_pixels_are_left_at_mae_masks(width: int) -> None:
     """Of each axis a share q = 2 w / p of a patch's pixels sees one neighbour, the rest none."""
     images = torch.zeros(16, 3, 640, 640)  # large, so that the image's border counts little
-    mask = RandomMasking(mask_ratio=0.75)(images, torch.Generator().manual_seed(0)).mask
+    mask = RandomMasking(mask_ratio=0.75)(images, generator=torch.Generator().manual_seed(0)).mask
     left = boundary_weights(mask, (40, 40), 16, width).mean() / 0.75
     q, ratio = 2 * width / 16, 0.75
     expected = (1 - q) ** 2 + 2 * q * (1 - q) * ratio + q**2 * ratio**3

@@ -101,6 +101,15 @@ def step(model: nn.Module) -> None:
     finite([p.grad for p in model.parameters() if p.grad is not None])
 
 
+def beit(name: str, **arguments: Any) -> nn.Module:
+    config = {"type": name, "arch": models.ARCH, "img_size": 64, "patch_size": 8}
+    return MODELS.build({**config, **arguments})
+
+
+def encode(made: nn.Module) -> None:
+    finite(made(images(2, 64), torch.arange(64).view(8, 8).expand(2, -1, -1) % 2))
+
+
 def pyramid(made: nn.Module) -> None:
     channels = made.scales[1].in_channels
     finite(made([torch.rand(2, channels, 4, 4) for _ in range(4)]))
@@ -185,6 +194,7 @@ FAMILIES: tuple[tuple[Any, Any, Any], ...] = (
 )
 # Components that derive from nothing in particular.
 OTHERS: dict[str, tuple[Any, Any]] = {
+    "SimMIMBEiTViT": (beit, encode),
     "SimMIMViT": (lambda name, **arguments: build_simmim({"type": "SimMIM"}, vit=True), step),
     "ViTPyramid": (plain(mmengine.registry.MODELS), pyramid),
     "MixMask": (plain(BATCH_AUGMENTS), augment),

@@ -108,12 +108,12 @@ def test_masks_keep_the_exact_count_in_whole_units(
         with pytest.raises(ValueError, match=f"mask_ratio={ratio} keeps none"):
             masking(images)
         return
-    mask = masking(images, seeded(seed, images.device.type))
+    mask = masking(images, generator=seeded(seed, images.device.type))
     assert mask.ids_shuffle.device == images.device
     check(mask, number, num_keep * side**2, rows * cols * side**2)
     units = mask.mask.view(number, rows, side, cols, side).transpose(2, 3).flatten(3)
     assert torch.equal(units.any(dim=3), units.all(dim=3))
-    again = masking(images, seeded(seed, images.device.type))
+    again = masking(images, generator=seeded(seed, images.device.type))
     assert torch.equal(mask.ids_shuffle, again.ids_shuffle)
 
 
@@ -133,7 +133,7 @@ def test_complementary_masks_are_disjoint_and_cover_all_they_can(
         with pytest.raises(ValueError, match="keeps none"):
             masking(images)
         return
-    mask = masking(images, seeded(seed, images.device.type))
+    mask = masking(images, generator=seeded(seed, images.device.type))
     side = (unit // patch) ** 2
     check(mask, num_masks * len(images), num_keep * side, rows * cols * side)
     times_seen = (~mask.mask).view(num_masks, len(images), -1).sum(dim=0)
@@ -332,7 +332,7 @@ def test_information_terms_are_blind_to_the_order_of_images(
     torch.manual_seed(0)
     loss_fn = MutualInformationLoss(dim=6, output_weight=0.1, hidden_dim=8, projection_dim=4)
     images = torch.rand(batch, 3, 16, 16, generator=seeded(seed)).to(dtype)
-    masks = ComplementaryMasking(num_masks, patch_size=4)(images, seeded(seed)).mask
+    masks = ComplementaryMasking(num_masks, patch_size=4)(images, generator=seeded(seed)).mask
     tokens = torch.randn(num_masks * batch, 5, 6, generator=seeded(seed)).to(dtype)
     order = torch.randperm(batch, generator=seeded(seed))
     rows = torch.cat([order + m * batch for m in range(num_masks)])
@@ -349,11 +349,13 @@ def test_boundary_weights_turn_with_the_mask(
     rows: int, cols: int, patch: int, width: int, weight: float, seed: int
 ) -> None:
     mask = torch.rand(2, rows, cols, generator=seeded(seed)) < 0.6
-    weights = boundary_weights(mask, (rows, cols), patch, width, weight)
+    weights = boundary_weights(mask, (rows, cols), patch, width, boundary_weight=weight)
     for axis in (1, 2):
-        flipped = boundary_weights(mask.flip(axis), (rows, cols), patch, width, weight)
+        flipped = boundary_weights(
+            mask.flip(axis), (rows, cols), patch, width, boundary_weight=weight
+        )
         assert torch.equal(flipped, weights.flip(axis))
-    turned = boundary_weights(mask.mT, (cols, rows), patch, width, weight)
+    turned = boundary_weights(mask.mT, (cols, rows), patch, width, boundary_weight=weight)
     assert torch.equal(turned, weights.mT)
     pixels = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
     assert (weights[~pixels] == 0).all()

@@ -47,7 +47,7 @@ class BoundaryCriterion(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, width_px: int, boundary_weight: float = 0.0, channels: int = 3
+        self, model: nn.Module, width_px: int, *, boundary_weight: float = 0.0, channels: int = 3
     ) -> None:
         super().__init__()
         check_boundary(width_px, boundary_weight)
@@ -99,7 +99,9 @@ class BoundaryCriterion(nn.Module):
                 "values per patch"
             )
         grid = (step["size"][0] // side, step["size"][1] // side)
-        weights = boundary_weights(step["removed"], grid, side, self.width_px, self.boundary_weight)
+        weights = boundary_weights(
+            step["removed"], grid, side, self.width_px, boundary_weight=self.boundary_weight
+        )
         # (B, H, W) to (B, N, p * p), as lightly's patchify, and of these the masked ones
         weights = weights.view(-1, grid[0], side, grid[1], side).transpose(2, 3)
         weights = weights.reshape(len(prediction), grid[0] * grid[1], side * side)

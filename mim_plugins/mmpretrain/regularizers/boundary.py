@@ -55,7 +55,9 @@ class BoundaryMAEHead(_Boundary, MAEPretrainHead):
             return super().loss(pred, target, mask)
         side = self.patch_size
         grid = (target.shape[2] // side, target.shape[3] // side)
-        weights = boundary_weights(mask, grid, side, self.width_px, self.boundary_weight)
+        weights = boundary_weights(
+            mask, grid, side, self.width_px, boundary_weight=self.boundary_weight
+        )
         # (B, H, W) to (B, N, p * p, 1), the order in which patchify lays pixels out
         weights = weights.view(len(mask), grid[0], side, grid[1], side).transpose(2, 3)
         weights = weights.reshape(len(mask), grid[0] * grid[1], side * side, 1)
@@ -82,7 +84,9 @@ class BoundarySimMIMHead(_Boundary, SimMIMHead):
         if not self.width_px:
             return super().loss(pred, target, mask)
         grid = (mask.shape[1], mask.shape[2])
-        weights = boundary_weights(mask, grid, self.patch_size, self.width_px, self.boundary_weight)
+        weights = boundary_weights(
+            mask, grid, self.patch_size, self.width_px, boundary_weight=self.boundary_weight
+        )
         error = self.loss_module.penalty(pred, target)
         # The stock loss sums over channels and then divides by its own ``channel``.
         mean = weighted_mean(error, weights[:, None])
