@@ -57,3 +57,15 @@ def test_large_steps_are_goals_or_reported(gpu: Any) -> None:
     names = {name for rows in gpu.STEPS.values() for row in rows.values() for name in row}
     assert set(gpu.GOALS) < names
     assert gpu.GOALS["MixMask"] == pytest.approx(1.8375)
+
+
+def test_what_does_not_fit_is_a_row(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(size: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    stock = gpu.STEPS["lightly"]["SimSiam"]["stock"]
+    steps = {"lightly": {"SimSiam": {"stock": stock, "MixMask": too_large}}}
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    rows = gpu.run_steps("lightly", "SimSiam", tiny=True)
+    assert [row["step"] for row in rows] == ["MixMask", "stock", "stock again"]
+    assert rows[0]["ms"] == "out of memory"

@@ -44,6 +44,7 @@ class Size:
     resnet_width: int = 8
     queue: int = 64
     hidden: int = 64
+    features: int = 32
     batch: int = 8
 
     @property
@@ -213,7 +214,7 @@ def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
         {
             "type": "MixMaskMoCo" if plugin else "MoCo",
             "queue_len": size.queue,
-            "feat_dim": size.hidden // 2,
+            "feat_dim": size.features,
             "momentum": 0.001,
             "backbone": {
                 "type": "ResNet",
@@ -225,7 +226,7 @@ def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
                 "type": "MoCoV2Neck",
                 "in_channels": channels,
                 "hid_channels": size.hidden,
-                "out_channels": size.hidden // 2,
+                "out_channels": size.features,
                 "with_avg_pool": True,
             },
             "head": {
