@@ -203,7 +203,8 @@ class MixMaskMoCo(_MixedQueries, MoCo):
         queue = self.queue.clone().detach()  # the enqueueing that follows writes into it
 
         def contrast(query: Tensor, key: Tensor) -> Tensor:
-            return self.head.loss((query * key).sum(dim=1, keepdim=True), query @ queue)
+            with query.device:  # where the head makes its labels; else a copy that is waited for
+                return self.head.loss((query * key).sum(dim=1, keepdim=True), query @ queue)
 
         return contrast
 
