@@ -3,18 +3,20 @@
     python -m mim_plugins report WORK_DIR [WORK_DIR ...] --data FOLDER --out report
 
 Each run is a work directory of mmpretrain's ``tools/train.py``, or ``config.py=checkpoint.pth``.
-``--data`` is a folder of class folders with images. Writes ``report.md``, ``report.json`` and
-pictures: scores of unmasked reconstructions (Kong et al., CVPR 2023, section 3.1), attention of
-[CLS] and of a chosen patch (3.2), t-SNE and linear separability (3.3), and how high the latents
-sit that each run's own masks locate (2.3).
+``--data`` is a folder of class folders with images. Writes ``report.html``, ``.md``, ``.json``
+and pictures: scores of unmasked reconstructions (Kong et al., CVPR 2023, section 3.1),
+attention of [CLS] and of a chosen patch (3.2), t-SNE and linear separability (3.3), and how
+high the latents sit that each run's own masks locate (2.3).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import torch
 from torch import Tensor
@@ -193,24 +195,67 @@ def plot_scores(found: dict[str, Findings]) -> Any:
     return figure
 
 
-def table(found: dict[str, Findings]) -> str:
-    """Markdown, one row per run."""
-    lines = [
-        "| run | " + " | ".join(title for title, _ in COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
+def rows(found: dict[str, Findings]) -> list[list[str]]:
+    """Heading and one row per run."""
+    table = [["run", *(title for title, _ in COLUMNS.values())]]
     for name, each in found.items():
-        cells = [
+        cells = (
             f"{each.figures[key]:.{digits}f}" if key in each.figures else "-"
             for key, (_, digits) in COLUMNS.items()
-        ]
-        escaped = name.replace("|", "\\|")
-        lines.append(f"| {escaped} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        )
+        table.append([name, *cells])
+    return table
+
+
+def table(found: dict[str, Findings]) -> str:
+    """The same as Markdown."""
+    head, *body = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(found)
+    )
+    return "\n".join([head, "|---" * (len(COLUMNS) + 1) + "|", *body])
+
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: auto; padding: 1em; color: #222 }}
+h2 {{ font-size: 1.2em; margin-top: 2em }} img {{ max-width: 100% }}
+.wide {{ overflow-x: auto }} code {{ overflow-wrap: anywhere }}
+table {{ border-collapse: collapse }} td, th {{ padding: .3em .7em; border-bottom: 1px solid #ccc;
+  text-align: right }} td:first-child, th:first-child {{ text-align: left }}
+</style>
+<h1>{title}</h1><p>{intro}</p><div class="wide"><table>{table}</table></div>
+{pictures}<h2>Runs</h2><ul>{runs}</ul></html>
+"""
+
+
+def page(
+    title: str, intro: str, found: dict[str, Findings], pictures: dict[str, str], runs: list[Run]
+) -> str:
+    """The report as HTML; names are text, whatever characters they have."""
+    cells = [
+        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(["th", *["td"] * len(found)], rows(found), strict=True)
+    ]
+    return PAGE.format(
+        title=escape(title),
+        intro=escape(intro),
+        table="".join(f"<tr>{row}</tr>" for row in cells),
+        pictures="".join(
+            f'<h2>{escape(text)}</h2><img src="{quote(name)}.png" alt="{escape(text)}">\n'
+            for name, text in pictures.items()
+        ),
+        runs="".join(
+            f"<li>{escape(run.name)}: <code>{escape(str(run.config))}</code>, "
+            f"<code>{escape(str(run.checkpoint))}</code></li>"
+            for run in runs
+        ),
+    )
 
 
 def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str], out: Path) -> str:
-    """Write pictures, ``report.json`` and ``report.md``; return the latter's text."""
+    """Write pictures, ``report.{json,html,md}``; return the last one's text."""
     out.mkdir(parents=True, exist_ok=True)
     names = sorted(set(classes))
     labels = torch.tensor([names.index(name) for name in classes])
@@ -248,21 +293,20 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
                 f"{title}: last layer, averaged over heads",
                 plot_attention(first.images, same, mark),
             )
-    lines = [
-        "# What did masking make these models learn?",
-        "",
+    title = "What did masking make these models learn?"
+    intro = (
         f"{len(classes)} images of {len(names)} classes. MSE, PSNR, SSIM and FSIM are of "
         "reconstructions without masking (patches normalised in training get the true patch's "
         "mean and variance), linear accuracy is logistic regression on the features, 5-fold "
         "cross-validated, and the height is that of the latents that the run's own masks locate "
-        "in a quadtree over the patches (patches are observed at height 0).",
-        "",
-        table(found),
-        "",
-    ]
-    for name, (title, figure) in pictures.items():
+        "in a quadtree over the patches (patches are observed at height 0)."
+    )
+    lines = [f"# {title}", "", intro, "", table(found), ""]
+    for name, (text, figure) in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=90)
-        lines += [f"## {title}", "", f"![{title}]({name}.png)", ""]
+        lines += [f"## {text}", "", f"![{text}]({name}.png)", ""]
+    titles = {name: text for name, (text, _) in pictures.items()}
+    (out / "report.html").write_text(page(title, intro, found, titles, runs), encoding="utf-8")
     lines += ["## Runs", ""]
     lines += [f"- {run.name}: `{run.config}`, `{run.checkpoint}`" for run in runs]
     text = "\n".join(lines) + "\n"
@@ -314,5 +358,5 @@ def main(argv: list[str] | None = None) -> int:
 
     with matplotlib.rc_context({"text.parse_math": False}):  # names are names
         print(write_report(found, runs, classes, args.out).split("## ")[0])
-    print(f"Report: {args.out / 'report.md'}")
+    print(f"Report: {args.out / 'report.html'}")
     return 0
