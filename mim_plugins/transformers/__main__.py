@@ -30,7 +30,7 @@ from .wrap import wrap
 
 def _build(option: str, module: ModuleType, config: Any) -> Any:
     """``{"type": name, ...}`` as that class of ``module`` with the other entries as arguments."""
-    name = config.get("type") if isinstance(config, dict) else None
+    name = str(config.get("type")) if isinstance(config, dict) else ""
     if name not in module.__all__ or not isinstance(getattr(module, name), type):
         raise ValueError(
             f"{option} must name its type, a class of {module.__name__}, got {config!r}"
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         wrap(model, masking=masking, regularizers=regularizers, replace_masks=True)
         stock(self, model, *args, **kwargs)
 
-    transformers.Trainer.__init__ = init
+    transformers.Trainer.__init__ = init  # type: ignore[method-assign]
     sys.argv = [str(options.script), *options.arguments]
     sys.path.insert(0, str(options.script.parent.resolve()))
     runpy.run_path(str(options.script), run_name="__main__")

@@ -75,7 +75,7 @@ def wrap(
         model.base_model.register_forward_hook(plugin.after_encoder)
         model.register_forward_hook(plugin.after)
     model.register_forward_pre_hook(plugin.before, with_kwargs=True)
-    model.mim_plugin = plugin
+    setattr(model, "mim_plugin", plugin)  # noqa: B010  (no submodule)
     return model
 
 
@@ -123,16 +123,18 @@ class _Plugin:
         arguments = {**bound, **bound.pop("kwargs", {})}
         del arguments["self"]
         self.images, given = arguments["pixel_values"], arguments.get(self.argument)
-        draws = self.masking is not None and (model.training or (self.is_mae and given is None))
-        if draws and given is not None and not self.replace_masks:
+        masking = self.masking
+        if not (model.training or (self.is_mae and given is None)):
+            masking = None
+        if masking is not None and given is not None and not self.replace_masks:
             raise TypeError(
-                f"{self.argument} is given and masks are to be drawn by {self.masking}: leave one "
+                f"{self.argument} is given and masks are to be drawn by {masking}: leave one "
                 "of them out, or set replace_masks=True"
             )
-        if draws:
+        if masking is not None:
             ratio = getattr(model.config, "mask_ratio", self.mask_ratio)
-            mask = self.masking(self.images, mask_ratio=ratio, patch_size=self.patch_size)
-            arguments["pixel_values"] = self.images.repeat(self.masking.num_masks, 1, 1, 1)
+            mask = masking(self.images, mask_ratio=ratio, patch_size=self.patch_size)
+            arguments["pixel_values"] = self.images.repeat(masking.num_masks, 1, 1, 1)
             # Sorting the ranks of the patches gives the mask's own order.
             given = mask.ids_restore.float() if self.is_mae else mask.mask
         elif given is None and self.is_mae and hasattr(model, "regularizers"):
@@ -160,7 +162,7 @@ class _Plugin:
         tokens, images, mask = self.tokens, self.images, self.mask
         self.tokens = self.images = self.mask = None
         is_training = model.training and torch.is_grad_enabled()
-        terms = model.regularizers
+        terms: Any = model.regularizers
         if not is_training or not any(term.weight for term in terms.values()):
             return output
         if tokens is None or images is None or mask is None:
