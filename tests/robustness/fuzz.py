@@ -51,11 +51,13 @@ REQUIRED: dict[str, Any] = {
 FITTING: dict[str, dict[str, Any]] = {
     "HierarchicalMasking": {"patch_size": 4},
     "EpochSeed": {"seed": 0},
+    "SplitBN": {"num_features": 8},
+    "SplitBatchNorm": {"num_features": 8},
     "DPPMaskGenerator": {"input_size": 32, "mask_patch_size": 8},
     "MaskGenerator": {"masking": {"type": "BlockMasking"}, "input_size": 32, "mask_patch_size": 8},
 }
 # Arguments that are torch's own or data: what is wrong with them torch says.
-NOT_FUZZED = {"device", "images", "generator", "model"}
+NOT_FUZZED = {"device", "images", "generator", "model", "num_features"}
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,16 @@ def mix_loss(made: mixmask.MixMaskLoss) -> None:
     finite(made(query, key, (mixed, mixmask.MixMask()(images()))))
 
 
+def normalize(made: nn.Module) -> None:
+    finite(made(torch.rand(8, 8, 4, 4)))
+
+
 FAMILIES: tuple[tuple[type, Use], ...] = (
     (Masking, draw_mask),
     (Mixer, draw_mix),
     (mixmask.MixMaskLoss, mix_loss),
     (Term, add_term),
+    (nn.BatchNorm2d, normalize),
 )
 
 

@@ -31,7 +31,17 @@ from mim_plugins.regularizers import Term
 
 from ..mmpretrain import models, siamese
 from ..mmpretrain.regularizers.test_regularized import build_simmim
-from .fuzz import Component, add_term, component, draw_mask, draw_mix, finite, images, in_family
+from .fuzz import (
+    Component,
+    add_term,
+    component,
+    draw_mask,
+    draw_mix,
+    finite,
+    images,
+    in_family,
+    normalize,
+)
 from .mmpretrain_cases import L1, L2, hivit, mae
 
 COMPLEMENTARY = {"type": "ComplementaryMasking", "num_masks": 4}
@@ -191,6 +201,7 @@ FAMILIES: tuple[tuple[Any, Any, Any], ...] = (
     (TestLoop, build_loop, test_loop),
     (BaseMetric, plain(METRICS), metric),
     (Term, plain(MODELS), add_term),
+    (nn.BatchNorm2d, plain(MODELS), normalize),
 )
 # Components that derive from nothing in particular.
 OTHERS: dict[str, tuple[Any, Any]] = {
