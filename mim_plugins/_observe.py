@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ def preserve_rng(seed: int | None = None) -> Iterator[None]:
     except ImportError:  # without numpy there is no numpy state
         np = None  # type: ignore[assignment]
     state = random.getstate()
-    numpy_state = np and np.random.get_state()
+    numpy_state: Any = np and np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
