@@ -59,6 +59,7 @@ def monitor(
         views: See :class:`Monitor`; at least 2. Default: None.
 
     Example:
+        >>> import torch
         >>> @monitor
         ... def mean_norm(features):
         ...     return features.norm(dim=1).mean()

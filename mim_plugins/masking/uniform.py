@@ -45,19 +45,21 @@ class UniformMasking(Masking):
         noise: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
-        (rows, cols), side = grid, self.window
-        row, col = torch.arange(rows)[:, None] // side, torch.arange(cols) // side
-        windows = (row * -(-cols // side) + col).flatten()  # (U,), the window of a unit
-        size = torch.bincount(windows)
-        by_window = windows.sort(stable=True).values
-        place_in_it = torch.arange(rows * cols) - (size.cumsum(0) - size)[by_window]
-        windows, of_size, place_in_it = (
-            x.to(noise.device) for x in (windows, size[windows], place_in_it)
+        (rows, cols), side, device = grid, self.window, noise.device
+        row, col = (torch.arange(length, device=device) // side for length in grid)
+        windows = (row[:, None] * -(-cols // side) + col).flatten()  # (U,), the window of a unit
+        row_sizes, col_sizes = (
+            (length - torch.arange(0, length, side, device=device)).clamp(max=side)
+            for length in grid
         )
+        size = row_sizes.outer(col_sizes).flatten()
+        by_window = windows.sort(stable=True).values
+        units = torch.arange(rows * cols, device=device)
+        place_in_it = units - (size.cumsum(0) - size)[by_window]
         # Units by noise, then by window: a unit's place among those of its window.
         order = noise.argsort(dim=1)
         order = order.gather(1, windows[order].argsort(dim=1, stable=True))
         place = torch.empty_like(order).scatter_(1, order, place_in_it.expand_as(order))
         # Which windows give one more is random.
         turn = torch.rand(len(noise), len(size), device=noise.device, generator=generator)
-        return (place + turn[:, windows]) / of_size
+        return (place + turn[:, windows]) / size[windows]

@@ -15,7 +15,7 @@ from mim_plugins.masking import RandomMasking
 def draw(number: int, ratio: float = 0.75, unit: int = 16) -> torch.Tensor:
     masking = RandomMasking(mask_ratio=ratio, patch_size=16, mask_unit=unit)
     generator = torch.Generator().manual_seed(number)
-    return masking(torch.zeros(number, 1, 128, 128), generator).mask.view(number, 8, 8)
+    return masking(torch.zeros(number, 1, 128, 128), generator=generator).mask.view(number, 8, 8)
 
 
 def test_batches_are_pooled_up_to_the_limit() -> None:

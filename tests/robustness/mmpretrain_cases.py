@@ -312,7 +312,7 @@ CASES = [
         simmim({"type": "SimMIM"}, "DPPMaskGenerator", tau=1.0),
         STOCK_SIMMIM,
         swin,
-        calls={"DPPMaskGenerator": BATCH},
+        calls={"DPPMaskGenerator": BATCH, "DPPMasking": BATCH},
         in_workers=True,
     ),
     Case(
@@ -322,7 +322,7 @@ CASES = [
         simmim({"type": "SimMIM"}, "DPPMaskGenerator", vit=True, tau=1.0),
         simmim({"type": "SimMIM"}, vit=True),  # SimMIMViT is ours: upstream has none
         vit,
-        calls={"DPPMaskGenerator": BATCH},
+        calls={"DPPMaskGenerator": BATCH, "DPPMasking": BATCH},
         in_workers=True,
     ),
     Case(

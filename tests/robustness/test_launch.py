@@ -57,7 +57,7 @@ def test_a_plugin_config_with_hooks(photo_folder: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-4000:]
     log = read_log(tmp_path / "work")
     assert len(re.findall(r" loss: [\d.]+", log)) == 2  # 32 images on two processes of 8
-    assert len(re.findall("effective rank [\\d.]+", log)) == 2  # start and end, one rank
+    assert len(re.findall("analysis/effective_rank [\\d.]+", log)) == 2  # start and end, one rank
     weights = CheckpointLoader.load_checkpoint(str(tmp_path / "work" / "epoch_1.pth"), "cpu")[
         "state_dict"
     ]

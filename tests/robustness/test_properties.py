@@ -154,7 +154,7 @@ def test_hierarchical_masks_keep_the_exact_count(
     masking = HierarchicalMasking(hierarchy, level=level, mask_ratio=ratio, patch_size=2)
     num_keep = int(rows * cols * (1 - ratio))
     if num_keep:
-        mask = masking(torch.zeros(2, 3, 2 * rows, 2 * cols), seeded(seed))
+        mask = masking(torch.zeros(2, 3, 2 * rows, 2 * cols), generator=seeded(seed))
         check(mask, 2, num_keep, rows * cols)
 
 

@@ -90,7 +90,7 @@ def test_stock_tool_with_every_hook(name: str, photo_folder: Path, tmp_path: Pat
     assert re.search(
         r"Epoch\(train\) .*loss: -?[\d.]+.* probe_loss: [\d.]+ +probe_top1: [\d.]+", log
     )
-    assert re.search(r"epoch 1: effective rank [\d.]+", log)
+    assert re.search(r"epoch 1: analysis/effective_rank [\d.]+", log)
     assert re.search(r"epoch 1: probe/linear_top1 [\d.]+, probe/knn_top1 [\d.]+", log)
     vis_data = next((tmp_path / "watched").glob("*/vis_data"))
     lines = (vis_data / "singular_spectrum.jsonl").read_text().splitlines()

@@ -12,7 +12,7 @@ from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
 from ..._check import check_int, check_share
-from ...masking import DPPMasking, Masking
+from ...masking import DPPMasking, Masking, greedy_map
 from ...masking.base import agree
 from .backbones import build_masking
 
@@ -117,9 +117,9 @@ class MaskGenerator(BaseTransform):
                 f"{given} must mask at least one and not all of {self.num_units} masking units"
             )
         self.masking.check_grid(self.grid)
-        if isinstance(getattr(self.masking, "features", None), str):
-            # Compiles the DPP's loops now, rather than in every data-loader worker.
-            self._mask(np.zeros((*self.grid, 3), dtype=np.uint8), np.arange(self.num_units))
+        if isinstance(self.masking, DPPMasking):
+            # Compiles now, rather than in every data-loader worker; draws nothing.
+            greedy_map(torch.eye(2)[None], 1, noise=torch.zeros(1, 2))
 
     def transform(self, results: dict) -> dict:
         """Add ``mask``, drawn for ``img``, or for the first of a list of images."""

@@ -512,7 +512,7 @@ def test_two_processes(photo_folder: Path, tmp_path: Path) -> None:
         saving = pl.callbacks.ModelCheckpoint(tmp_path / name, filename="last")
         fit(
             seeded(MAE), photo_folder, tmp_path / name, saving, *callbacks,
-            strategy="ddp_spawn_find_unused_parameters_true", devices=2,
+            strategy="ddp_fork_find_unused_parameters_true", devices=2,
         )  # fmt: skip
     plain = torch.load(tmp_path / "plain/last.ckpt", weights_only=False)
     watched = torch.load(tmp_path / "watched/last.ckpt", weights_only=False)
