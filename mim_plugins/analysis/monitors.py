@@ -88,7 +88,7 @@ def monitors_of(given: Any) -> list[Monitor]:
     ):
         raise TypeError(f"monitors must be a list of names and functions, got {given!r}")
     if not given:
-        raise ValueError(f"monitors must not be empty, there are {sorted(MONITORS)}")
+        raise ValueError(f"monitors must not be empty, got {given!r}; there are {sorted(MONITORS)}")
     unknown = [each for each in given if isinstance(each, str) and each not in MONITORS]
     if unknown:
         raise ValueError(f"monitors must be functions or of {sorted(MONITORS)}, got {unknown}")

@@ -15,7 +15,8 @@ Getter = str | int | Callable[[Any], Any]  # a key, an index, or a function of t
 
 def check_getter(name: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is a key, an index, a function or None."""
-    if value is not None and not isinstance(value, (str, int)) and not callable(value):
+    is_index = isinstance(value, (str, int)) and not isinstance(value, bool)
+    if value is not None and not is_index and not callable(value):
         raise TypeError(f"{name} must be a key, an index, a function or None, got {value!r}")
 
 
@@ -85,11 +86,11 @@ def repeat_batch(batch: Any, times: int) -> Any:
     return batch
 
 
-def entry_of(batch: Any, getter: Getter) -> Any:
-    """What ``getter`` finds in a batch.
+def entry_of(name: str, batch: Any, getter: Getter) -> Any:
+    """What ``getter``, the argument ``name``, finds in a batch.
 
     Raises:
-        TypeError: If the batch has no such key or index.
+        ValueError: If the batch has no such key or index.
     """
     if not isinstance(getter, (str, int)):
         return getter(batch)
@@ -97,12 +98,12 @@ def entry_of(batch: Any, getter: Getter) -> Any:
     try:
         return getattr(batch, str(getter)) if is_field else batch[getter]
     except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise TypeError(f"a batch has no {getter!r}: {_outline(batch)}") from error
+        raise ValueError(f"{name}={getter!r} is not in a batch: {_outline(batch)}") from error
 
 
 def _get(batch: Any, getter: Getter | None, keys: tuple[str, ...], index: int) -> Any:
     if getter is not None:
-        return entry_of(batch, getter)
+        return entry_of("images" if index == 0 else "labels", batch, getter)
     if isinstance(batch, Tensor):
         return batch if index == 0 else None
     if isinstance(batch, Mapping):

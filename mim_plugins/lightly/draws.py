@@ -263,11 +263,12 @@ class Draws:
     def _given(self, number: int, patches: int) -> Tensor:
         """``(number, patches)`` bool, the masks that the batch holds."""
         assert self.plugin.masking is not None
-        mask = entry_of(self.batch, self.plugin.masking)
-        if not isinstance(mask, Tensor) or mask.flatten(1).shape != (number, patches):
+        mask = entry_of("masking", self.batch, self.plugin.masking)
+        is_mask = isinstance(mask, Tensor) and mask.ndim > 1
+        if not is_mask or mask.flatten(1).shape != (number, patches):
             raise ValueError(
-                f"masks of {number} images of {patches} patches were asked for, the batch's "
-                f"{self.plugin.masking!r} is {getattr(mask, 'shape', type(mask).__name__)}"
+                f"masking={self.plugin.masking!r} must be the masks of {number} images of "
+                f"{patches} patches in the batch, got {getattr(mask, 'shape', type(mask).__name__)}"
             )
         return mask.flatten(1).bool()
 

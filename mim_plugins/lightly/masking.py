@@ -71,6 +71,12 @@ def token_mask(
             f"{tuple(images.shape[2:])} images, got {size}"
         )
     if grid_size is not None:
+        check_int("grid_size", grid_size)
+        height, width = (length // patch_size for length in images.shape[2:])
+        if height % grid_size or width % grid_size:
+            raise ValueError(
+                f"grid_size must divide the {height} x {width} patches of an image, got {grid_size}"
+            )
         unit = agree("mask_unit", masking.mask_unit, grid_size * patch_size)
         masking = copy.copy(masking)
         masking.mask_unit = unit
@@ -169,6 +175,7 @@ def block_mask(
     _check_masking(masking)
     check_share("batch_mask_ratio", batch_mask_ratio)
     mask_ratio = agree("mask_ratio", masking.mask_ratio, mask_ratio, 0.7)
+    check_number("mask_ratio", mask_ratio)
     check_number("mask_ratio_var", mask_ratio_var)
     low, high = mask_ratio - mask_ratio_var, mask_ratio + mask_ratio_var
     if not (mask_ratio_var >= 0 and low >= 0 and high < 1):

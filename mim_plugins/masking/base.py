@@ -157,7 +157,10 @@ class Masking(ABC):
                 f"{height} x {width}"
             )
         grid = height // unit, width // unit
-        self.check_grid(grid)
+        try:
+            self.check_grid(grid)
+        except ValueError as error:
+            raise ValueError(f"{error} by mask_unit={unit}, patch_size={patch}") from None
         units = grid[0] * grid[1]
         num_keep = int(units * (1 - ratio))
         if num_keep < 1:

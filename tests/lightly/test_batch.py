@@ -53,7 +53,9 @@ def test_rejects() -> None:
         views_of("photo")
     with pytest.raises(TypeError, match=r"must hold image tensors, got list\(\)"):
         views_of([])
-    with pytest.raises(TypeError, match=r"a batch has no 'photo': a dict of \['image'\]"):
+    with pytest.raises(
+        ValueError, match=r"images='photo' is not in a batch: a dict of \['image'\]"
+    ):
         views_of({"image": A}, "photo")
     with pytest.raises(TypeError, match=r"must hold a tensor of labels, got a tensor \(2, 3, 8"):
         labels_of(A)

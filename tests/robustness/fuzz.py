@@ -51,6 +51,8 @@ REQUIRED: dict[str, Any] = {
 FITTING: dict[str, dict[str, Any]] = {
     "HierarchicalMasking": {"patch_size": 4},
     "EpochSeed": {"seed": 0},
+    "FeatureMonitor": {"monitors": ["rankme"]},
+    "FeatureMonitorHook": {"monitors": ["rankme"]},
     "SplitBN": {"num_features": 8},
     "SplitBatchNorm": {"num_features": 8},
     "DPPMaskGenerator": {"input_size": 32, "mask_patch_size": 8},
@@ -124,7 +126,7 @@ def images(batch: int = 4, size: int = 32) -> Tensor:
 
 
 def draw_mask(made: Masking) -> None:
-    mask = made(images())
+    mask = made(images(), patch_size=None if made.patch_size else 4)  # the model's
     patches = torch.arange(mask.ids_shuffle.shape[1])
     assert isinstance(mask, PatchMask)
     assert len(mask.ids_shuffle) == 4 * made.num_masks

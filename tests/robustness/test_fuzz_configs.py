@@ -34,14 +34,15 @@ if find_spec("lightly"):
 
 FREE = [c for c in COMPONENTS if "." not in c.name]
 ACCEPTED = "accepted"
-ALIASES = {"patch_size": "mask_unit"}  # which is patch_size unless it is given
+# A mask unit is the patch size unless it is given; old names are called by the new one.
+ALIASES = {"patch_size": "mask_unit", "mixmask": "mixing", "mask_generator": "masking"}
 every_component = pytest.mark.parametrize("component", COMPONENTS, ids=str)
 
 
 def names(error: Exception, arguments: dict[str, Any]) -> bool:
     """Whether the message names an argument and its value."""
     message = str(error)
-    if isinstance(error, TypeError) and "argument" in message:  # Python's own
+    if isinstance(error, TypeError) and has(message, "argument"):  # Python's own
         keys = [key for value in arguments.values() if isinstance(value, dict) for key in value]
         return any(has(message, name) for name in [*arguments, *keys])
     return any(

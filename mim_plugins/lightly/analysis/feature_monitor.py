@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import torch
@@ -133,6 +134,8 @@ class FeatureMonitor(MonitorCallback):
             raise ValueError(
                 f"dataset must have at least 2 images, got {len(dataset)}: {dataset!r}"
             )
+        if isinstance(dataset, (list, tuple)) and isinstance(dataset[0], Number):
+            raise TypeError(f"dataset must give images, got {dataset!r}")
 
 
 class EffectiveRank(FeatureMonitor):

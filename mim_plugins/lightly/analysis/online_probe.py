@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..._check import check_callable, check_choice
+from ..._check import check_callable, check_choice, check_int
 from ..._observe import preserve_rng
 from ..._pool import TOKENS
 from ...analysis.online_probe import FeatureProbe
@@ -92,7 +92,11 @@ class OnlineProbe(MonitorCallback):
                 f"linear must be True without knn_dataloader, got {linear}: nothing would be done"
             )
         self.probe = FeatureProbe(
-            num_classes, linear=linear, optimizer=optimizer, knn_k=knn_k, knn_t=knn_t
+            check_int("num_classes", num_classes),
+            linear=linear,
+            optimizer=optimizer,
+            knn_k=knn_k,
+            knn_t=knn_t,
         )
         self.val_dataloader = val_dataloader
         self.knn_dataloader = knn_dataloader

@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner, autocast
 from mmpretrain.models import VisionTransformer
-from mmpretrain.models.selfsup import MAEHiViT, MAEViT, MFFViT, SparK
+from mmpretrain.models.selfsup import MAE, MAEHiViT, MAEViT, MFFViT, SparK
 from mmpretrain.models.utils import TwoNormDataPreprocessor
 from mmpretrain.models.utils.sparse_modules import SparseHelper
 from torch import Tensor, nn
@@ -86,6 +86,11 @@ def extract_features(
             raise TypeError(f"masked=True needs a backbone of MAE, which draws masks, got {kind}")
         output = model.backbone(images)[0][: len(images)] if masked else _encode(model, images)
         if projection:
+            if isinstance(model, MAE):
+                raise ValueError(
+                    "projection=True needs an algorithm whose neck projects features (MoCo), got "
+                    f"{type(model).__name__}"
+                )
             return model.neck(output)[0].float()
         if isinstance(output, list | tuple):
             output = output[-1]

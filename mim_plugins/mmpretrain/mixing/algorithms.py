@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import get_world_size
 from mmpretrain.models.selfsup import BYOL, BaseSelfSupervisor, MoCo, SimCLR, SimSiam
 from mmpretrain.models.selfsup.simclr import GatherLayer
 from mmpretrain.models.utils import batch_shuffle_ddp, batch_unshuffle_ddp
@@ -209,6 +210,12 @@ class MixMaskMoCo(_MixedQueries, MoCo):
         return contrast
 
     def after(self, keys: Sequence[Tensor]) -> None:
+        number = sum(map(len, keys)) * get_world_size()
+        if not self.is_stock and self.queue_len % number:
+            raise ValueError(
+                f"queue_len must be a multiple of the {number} keys of a step (symmetric=True: of "
+                f"both views), got {self.queue_len}"
+            )
         self._dequeue_and_enqueue(torch.cat(tuple(reversed(keys))))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..._check import check_dict
 from ...masking import Masking
-from ...masking.base import agree
+from ...masking.base import agree, check_mask_ratio
 from ...regularizers import MutualInformationLoss
 from ..masking.backbones import build_masking
 from .algorithms import RegularizedMAE, RegularizedSimMIM
@@ -107,7 +107,8 @@ class MISimMIM(RegularizedSimMIM):
         term = _head(dim, cross_weight, output_weight, input_weight, information)
         super().__init__(built, *args, regularizers=[term], **kwargs)
         self.masking = build_masking(masking, mask_generator)
-        self.mask_ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
+        ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
+        self.mask_ratio = check_mask_ratio(ratio)
         _check_num_masks(self.masking.num_masks, cross_weight, "")
 
     def loss(
@@ -149,5 +150,6 @@ def _check_num_masks(num_masks: int, cross_weight: float, owner: str) -> None:
     if cross_weight and num_masks < 2:
         raise ValueError(
             f"cross_weight={cross_weight} needs several masks per image: set {owner}masking="
-            "dict(type='ComplementaryMasking', num_masks=4), or cross_weight=0"
+            "dict(type='ComplementaryMasking', num_masks=4) (None is one random mask), or "
+            "cross_weight=0"
         )
