@@ -5,6 +5,7 @@
     python benchmarks/cifar.py mi_mae --data CIFAR10 --out evidence/mi_mae --epochs 2
     python benchmarks/cifar.py hierarchical --data CIFAR10 --out evidence/hierarchical --seeds 0
     python benchmarks/cifar.py mixmask --data CIFAR100 --out evidence/mixmask --plot docs/images
+    python benchmarks/cifar.py whole --data CIFAR10 --out evidence/whole --epochs 32 --resume
 
 CIFAR10 and CIFAR100 are folders with ``train/<class>/`` and ``test/<class>/`` images. Every
 run is mmpretrain's own ``tools/train.py`` on one of this repository's configs with the options
@@ -37,7 +38,15 @@ from mim_plugins.apps.images import EXTENSIONS, list_images, load_images
 
 MAE = "demo/mae-random_vit-mini-p8_1xb64-coslr-demo.py"
 MOCO = "mixmask/moco-mixmask_resnet18_1xb512-coslr-1000e_cifar100.py"
-ARCH = {"embed_dims": 128, "num_layers": 4, "num_heads": 4, "feedforward_channels": 512}
+MI_MAE = "mi_mae/cifar/mi-mae_vit-mini-p4_1xb64-coslr-20e_cifar10.py"
+# Of ``whole``, which sees all images for many epochs: half the width and heads, one decoder block.
+NARROW = {"embed_dims": 64, "num_layers": 4, "num_heads": 2, "feedforward_channels": 256}
+NARROW_DECODER = {
+    "embed_dim": 64,
+    "decoder_embed_dim": 32,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+}
 
 
 class Variant(NamedTuple):
@@ -45,7 +54,7 @@ class Variant(NamedTuple):
 
     base: str
     options: dict[str, Any]
-    epochs: int = 1  # times --epochs
+    epochs: float = 1  # times --epochs
 
 
 def _masks(ratio: float, masking: str) -> Variant:
@@ -54,10 +63,7 @@ def _masks(ratio: float, masking: str) -> Variant:
 
 
 def _information(**weights: float) -> Variant:
-    return Variant(
-        "mi_mae/cifar/mi-mae_vit-mini-p4_1xb64-coslr-20e_cifar10.py",
-        {f"model.{name}_weight": weight for name, weight in weights.items()},
-    )
+    return Variant(MI_MAE, {f"model.{name}_weight": weight for name, weight in weights.items()})
 
 
 EXPERIMENTS: dict[str, dict[str, Variant]] = {
@@ -98,6 +104,13 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
         "MixMask + Un-Mix": Variant(MOCO, {"model.unmix": {"prob_global": 0.5}}),
     },
 }
+# At equal compute: a step of MI-MAE reconstructs from four masks.
+EXPERIMENTS["whole"] = {
+    "MAE": _masks(0.75, "RandomMasking"),
+    "DPPMask, pixels": _masks(0.75, "DPPMasking"),
+    "U-MAE": EXPERIMENTS["umae"]["lambda 0.01"],
+    "MI-MAE, a quarter of the epochs": Variant(MI_MAE, {}, epochs=1 / 4),
+}
 WATCHED = {"umae": ("analysis/effective_rank", "probe/linear_top1"), "mixmask": ("probe/knn_top1",)}
 
 
@@ -131,7 +144,10 @@ def small(variant: Variant, args: argparse.Namespace) -> Config:
         cfg.model.neck.in_channels = 128
         cfg.model.queue_len = 1024
     cfg.optim_wrapper = {"type": "OptimWrapper", "optimizer": optimizer}
-    epochs = args.epochs * variant.epochs
+    if args.experiment == "whole":
+        cfg.model.backbone.arch = NARROW
+        cfg.model.neck.update(NARROW_DECODER)
+    epochs = round(args.epochs * variant.epochs)
     cfg.param_scheduler = [
         {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "begin": 0, "end": 50},
         {
@@ -205,14 +221,16 @@ def encode(checkpoint: Path, images: torch.Tensor) -> torch.Tensor:
     """
     saved = CheckpointLoader.load_checkpoint(str(checkpoint), "cpu")["state_dict"]
     weights = {k.removeprefix("backbone."): v for k, v in saved.items() if k[:9] == "backbone."}
+    config = Config.fromfile(checkpoint.parent / "config.py")
     if "cls_token" in weights:
         patch = weights["patch_embed.projection.weight"].shape[-1]
-        model = VisionTransformer(ARCH, img_size=32, patch_size=patch, out_type="cls_token")
+        arch = config.model.backbone.arch
+        model = VisionTransformer(arch, img_size=32, patch_size=patch, out_type="cls_token")
     else:
         model = ResNet_CIFAR(depth=18, base_channels=16, stem_channels=16)
     model.eval()  # upstream's train() returns None
     model.load_state_dict(weights)
-    preprocessor = Config.fromfile(checkpoint.parent / "config.py").data_preprocessor
+    preprocessor = config.data_preprocessor
     mean, std = (torch.tensor(preprocessor[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         parts = [model((part - mean) / std)[0] for part in images.split(500)]
@@ -274,8 +292,9 @@ def run(args: argparse.Namespace) -> None:
 
     path = args.out / "results.json"
     args.out.mkdir(parents=True, exist_ok=True)
-    train, y = read_split(args.data / "train", min(5000, args.images))
-    test, y_test = read_split(args.data / "test", 2500)
+    few = args.experiment != "whole"
+    train, y = read_split(args.data / "train", min(5000, args.images) if few else args.images)
+    test, y_test = read_split(args.data / "test", 2500 if few else 10000)
     variants = EXPERIMENTS[args.experiment]
     names = [name for name in variants if not args.only or name in args.only]
     todo = [(name, seed) for seed in args.seeds for name in names]
