@@ -396,6 +396,34 @@ def plot_training(results: dict[str, Any], experiment: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def plot_intervals(results: dict[str, Any], path: Path, number: int = 10000) -> None:
+    """Every run's last linear and kNN accuracy, with its 95 % interval over ``number`` images.
+
+    The intervals are Wilson's, of a share of so many test images; what differs from seed to
+    seed is seen from the runs.
+    """
+    import matplotlib.pyplot as plt
+    from scipy.stats import binomtest
+
+    titles = {"linear": "linear accuracy (%)", "knn": "kNN accuracy (%)"}
+    figure, axes = plt.subplots(1, len(titles), figsize=(8, 3), layout="constrained", sharey=True)
+    variants = by_variant(results)
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for row, runs in enumerate(variants.values()):
+            for seed, run in enumerate(runs):
+                value = run["curve"][max(run["curve"], key=int)][name]
+                share = binomtest(round(value / 100 * number), number)
+                low, high = (100 * end for end in share.proportion_ci(method="wilson"))
+                y = row + 0.16 * (seed - (len(runs) - 1) / 2)
+                error = [[value - low], [high - value]]
+                axis.errorbar(value, y, xerr=error, fmt="o", color=f"C{row}", capsize=3)
+        axis.set_xlabel(title)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(variants)), list(variants))
+    axes[0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
 def plot_tsne(args: argparse.Namespace, names: list[str], path: Path) -> None:
     """t-SNE of 1000 test images' features of the first seed's final checkpoints."""
     import matplotlib.pyplot as plt
@@ -432,11 +460,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with runs cut off")
     parser.add_argument("--plot", type=Path, help="folder for pictures of a watched experiment")
     args = parser.parse_args()
-    if args.plot and args.experiment not in WATCHED:
-        parser.error(f"plot needs one of {list(WATCHED)}, got {args.experiment}")
+    pictured = [*WATCHED, "whole"]
+    if args.plot and args.experiment not in pictured:
+        parser.error(f"plot needs one of {pictured}, got {args.experiment}")
     run(args)
     results = read_results(args.out / "results.json")
-    if args.plot:
+    if args.plot and args.experiment == "whole":
+        plot_intervals(results, args.plot / "cifar10_whole.png")
+    elif args.plot:
         plot_training(results, args.experiment, args.plot / f"{args.experiment}_training.png")
     if args.plot and args.experiment == "umae":
         plot_tsne(args, list(by_variant(results)), args.plot / "umae_tsne.png")
