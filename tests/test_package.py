@@ -1,11 +1,14 @@
 """The built distributions, used outside the source tree."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import mim_plugins
 
 pytest.importorskip("build", reason="build is not installed (extra dev)")
 
@@ -44,3 +47,11 @@ def test_wheel_built_from_the_sdist_works_elsewhere(tmp_path: Path) -> None:
     assert (site / "mim_plugins" / "py.typed").exists()
     code = "import mim_plugins.masking as m; print(m.__file__)"
     assert run("-c", code, PYTHONPATH=str(site)).startswith(str(site))
+
+
+def test_one_version_everywhere() -> None:
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    logged = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert cited
+    assert logged
+    assert cited[1] == logged[1] == mim_plugins.__version__
