@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..masking import DPPMasking, PatchMask
+from .._check import check_choice, check_int
+from ..masking import PatchMask
 from ..masking.hierarchy import LatentHierarchy
 from ._figure import new_figure
 from .shared_latents import shared_latents
 
 RATIOS = (0.1, 0.25, 0.5, 0.75, 0.9)  # section 3
+QUANTITIES = ("height", "lowest", "highest", "size")  # of the located latents
 
 
 class MaskAbstraction(NamedTuple):
@@ -121,10 +123,7 @@ class AbstractionProfile:
         Raises:
             ValueError: If ``quantity`` is none of these.
         """
-        if quantity not in ("height", "lowest", "highest", "size"):
-            raise ValueError(
-                f"quantity must be 'height', 'lowest', 'highest' or 'size', got {quantity!r}"
-            )
+        check_choice("quantity", quantity, QUANTITIES)
         mean, half_width = getattr(self, quantity)
         ratios = [f"{ratio:g}" for ratio in self.mask_ratios.tolist()]
         lines = [["masking unit", *ratios], ["---"] * (len(ratios) + 1)]
@@ -180,10 +179,8 @@ def abstraction_profile(
     for name, values in (("ratios", ratios), ("units", units)):
         if len(values) == 0:
             raise ValueError(f"{name} must name at least one value")
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_int("samples", samples, 2)
+    check_int("batch_size", batch_size)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
     height, width = (side * patch_size for side in hierarchy.grid)
@@ -198,8 +195,9 @@ def abstraction_profile(
         masking(mask_ratio=ratio, patch_size=patch_size, mask_unit=unit)
         for ratio, unit in product(ratios, units)
     ]
-    if images is None and any(_needs_images(one) for one in maskings):
-        raise ValueError("images must be given for DPPMasking, whose masks depend on them")
+    for one in maskings:
+        if images is None and getattr(one, "depends_on_images", False):
+            raise ValueError(f"images must be given for {one}, whose masks depend on them")
     device = generator.device if generator is not None else torch.device("cpu")
     blank = torch.zeros(1, device=device).expand(samples, 1, height, width)
     inputs = blank if images is None else images[:samples]
@@ -215,19 +213,12 @@ def abstraction_profile(
     return AbstractionProfile(
         mask_ratios=torch.tensor(list(ratios), dtype=torch.float64),
         units=torch.tensor(list(units)),
-        height=Estimate(mean[..., 0], half_width[..., 0]),
-        lowest=Estimate(mean[..., 1], half_width[..., 1]),
-        highest=Estimate(mean[..., 2], half_width[..., 2]),
-        size=Estimate(mean[..., 3], half_width[..., 3]),
+        **{name: Estimate(mean[..., i], half_width[..., i]) for i, name in enumerate(QUANTITIES)},
         located=Estimate(mean[..., 4:-1], half_width[..., 4:-1]),
         empty=mean[..., -1],
         confidence=confidence,
         samples=len(inputs),
     )
-
-
-def _needs_images(masking: Callable[..., PatchMask]) -> bool:
-    return isinstance(masking, DPPMasking) or isinstance(getattr(masking, "base", None), DPPMasking)
 
 
 def _draw(

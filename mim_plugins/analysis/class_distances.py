@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._check import check_choice, check_int
 from ..masking import PatchMask, RandomMasking
 from ._figure import new_figure
 
@@ -77,10 +78,8 @@ def class_distances(
         ValueError: If an argument is out of range, shapes do not fit, no class has two
             images, or there is only one class.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_int("block", block)
     if len(mask_ratios) == 0:
         raise ValueError("mask_ratios must name at least one ratio")
     for ratio in mask_ratios:
@@ -96,10 +95,8 @@ def class_distances(
             f"image height and width must be multiples of patch_size={patch_size}, "
             f"got {images.shape[2]} x {images.shape[3]}"
         )
-    same = labels[:, None] == labels
-    other = ~same
-    same = same.triu(1)  # every pair once, no image with itself
-    other = other.triu(1)
+    equal = labels[:, None] == labels
+    same, other = equal.triu(1), (~equal).triu(1)  # every pair once, no image with itself
     if not same.any():
         raise ValueError("labels must give at least one class two images")
     if not other.any():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._check import check_int
 from ..masking import Masking, PatchMask
 
 
@@ -46,8 +47,7 @@ def mask_alignment_diversity(
     Raises:
         ValueError: If ``draws`` is below 2.
     """
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}")
+    check_int("draws", draws, 2)
     unmasked = encode(images, None)
     masked = [encode(images, masking(images, generator=generator)) for _ in range(draws)]
     alignment = torch.stack([(one - unmasked).norm(dim=1) for one in masked])

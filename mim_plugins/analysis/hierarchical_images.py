@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._check import check_int, check_weight
 from ..masking.hierarchy import LatentHierarchy
 
 GRID = 8  # patches a side; cells of 2 x 2 patches, parts of 4 x 4
@@ -85,30 +86,15 @@ class HierarchicalImages(torch.utils.data.Dataset):
         noise: float = 0.25,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("num_images", num_images),
-            ("image_size", image_size),
-            ("num_objects", num_objects),
-            ("seed", seed),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}")
-        if image_size % GRID or image_size < 2 * GRID:
-            raise ValueError(f"image_size must be a multiple of 8, at least 16, got {image_size}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
-        if not 2 <= num_objects <= MAX_OBJECTS:
-            raise ValueError(f"num_objects must be in [2, {MAX_OBJECTS}], got {num_objects}")
-        if isinstance(noise, bool) or not isinstance(noise, (int, float)):
-            raise TypeError(f"noise must be a number, got {noise!r}")
-        if not 0.0 <= noise < float("inf"):
-            raise ValueError(f"noise must be finite and at least 0, got {noise}")
-        self.image_size = image_size
-        self.noise = float(noise)
-        self.seed = seed
-        self.num_objects = num_objects
+        check_int("num_images", num_images)
+        self.image_size = check_int("image_size", image_size, 2 * GRID)
+        if image_size % GRID:
+            raise ValueError(f"image_size must be a multiple of {GRID}, got {image_size}")
+        self.num_objects = check_int("num_objects", num_objects, 2)
+        if num_objects > MAX_OBJECTS:
+            raise ValueError(f"num_objects must be at most {MAX_OBJECTS}, got {num_objects}")
+        self.noise = check_weight("noise", noise)
+        self.seed = check_int("seed", seed, 0)
         # One row per image: longer data sets begin with the same images.
         generator = torch.Generator().manual_seed(seed)
         draws = torch.rand(num_images, 1 + 4 * 2 + 16 * 2 + 64, generator=generator)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._check import check_int
+
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW with learning rate 1e-3 and without weight decay, the probes' default."""
@@ -47,9 +49,8 @@ class LinearProbe(nn.Module):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_classes", num_classes)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_int("dim", dim)
+        check_int("num_classes", num_classes)
         # float32, whatever the default is while a model of another precision trains
         self.norm = nn.BatchNorm1d(dim, affine=False, eps=1e-6, dtype=torch.float32)
         # skip_init: the constructor of Linear would draw weights.

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._check import check_choice, check_int, check_weight
+
 MAX_VIEWS = 4096  # a 4096 x 4096 float64 matrix has 128 MiB
 MAX_DRAWS = 2_000_000  # pairs of an image and a mask
 
@@ -98,7 +100,7 @@ class MaskGraph:
 
     def residual(self, dim: int) -> float:
         """Sum of λ_i^2 over i > dim: what features of ``dim`` dimensions cannot fit."""
-        _check_dim(dim)
+        check_int("dim", dim)
         return self.eigenvalues[dim:].square().sum().item()
 
     # Labels -------------------------------------------------------------------------
@@ -152,8 +154,7 @@ class MaskGraph:
             Probabilities of another image of the same class and of an image of another
             class; what is left is the chance to return to the image itself.
         """
-        if through not in ("target", "input"):
-            raise ValueError(f"through must be 'target' or 'input', got {through!r}")
+        check_choice("through", through, ("target", "input"))
         views = self.target_ids if through == "target" else self.input_ids
         images = torch.arange(len(views), device=views.device)[:, None].expand_as(views)
         joint = self._joint(views, images)
@@ -203,11 +204,10 @@ class MaskGraph:
         Raises:
             ValueError: If an argument is out of range.
         """
-        _check_dim(dim)
+        check_int("dim", dim)
         if lipschitz < 1:
             raise ValueError(f"lipschitz must be at least 1, got {lipschitz}")
-        if epsilon < 0:
-            raise ValueError(f"epsilon must be at least 0, got {epsilon}")
+        check_weight("epsilon", epsilon)
         fitted = self.eigenvalues[:dim].square().sum().item()
         return -fitted / (4 * lipschitz) + 1 / (2 * lipschitz) - epsilon
 
@@ -307,8 +307,3 @@ def mask_graph(
 def _bayes_error(joint: Tensor) -> float:
     """Probability of all but the most probable class, ``(views, c)`` joint probabilities."""
     return (joint.sum(dim=1) - joint.amax(dim=1)).sum().item()
-
-
-def _check_dim(dim: int) -> None:
-    if dim < 1:
-        raise ValueError(f"dim must be at least 1, got {dim}")

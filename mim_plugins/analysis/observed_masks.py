@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._check import check_int
 from ..masking.hierarchy import LatentHierarchy
-from .abstraction import mask_abstraction
+from .abstraction import QUANTITIES, mask_abstraction
 
 
 class ObservedMasks:
@@ -34,12 +34,10 @@ class ObservedMasks:
     def __init__(
         self, limit: int = 1024, branching: int = 2, hierarchy: LatentHierarchy | None = None
     ) -> None:
-        for name, value, least in (("limit", limit, 1), ("branching", branching, 2)):
-            check_int(name, value, least)
         if hierarchy is not None and not isinstance(hierarchy, LatentHierarchy):
             raise TypeError(f"hierarchy must be a LatentHierarchy or None, got {hierarchy!r}")
-        self.limit = limit
-        self.branching = branching
+        self.limit = check_int("limit", limit)
+        self.branching = check_int("branching", branching, 2)
         self.hierarchy = hierarchy
         self._masks: list[Tensor] = []
         self._number = 0
@@ -87,10 +85,9 @@ class ObservedMasks:
             f"located_{height}": share.item()
             for height, share in enumerate(found.located.mean(dim=0), start=1)
         }
-        heights = ("height", "lowest", "highest", "size")
         return {
             "masks": float(len(masks)),
             "mask_ratio": masks.double().mean().item(),
-            **{name: getattr(found, name).nanmean().item() for name in heights},
+            **{name: getattr(found, name).nanmean().item() for name in QUANTITIES},
             **located,
         }

@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from .._check import check_int, check_share
 from .images import (
     EXTENSIONS,
     class_folders,
@@ -345,12 +346,10 @@ def main(argv: list[str] | None = None) -> None:
             f"the demo needs {', '.join(missing)}: pip install 'mim_plugins[mmpretrain,analysis]'"
         )
     try:
-        from mim_plugins._check import check_share
-
         check_share("tau", args.tau)
         for name in ("epochs", "probe_epochs"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if getattr(args, name) is not None:
+                check_int(name, getattr(args, name))
         if bad := [seed for seed in args.seeds if not 0 <= seed < 2**32]:
             raise ValueError(f"seeds must be in [0, 2**32), got {bad[0]}")
         args.out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._check import check_int
 from .._observe import observing
 from .._pool import pool
 from ..analysis import (
@@ -334,9 +335,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     try:
-        for name, value in (("limit", args.limit), ("pictures", args.pictures)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_int("limit", args.limit)
+        check_int("pictures", args.pictures)
         if not all(0.0 <= share <= 1.0 for share in args.token):
             raise ValueError(f"token must be two numbers in [0, 1], got {args.token}")
         check_device(args.device)

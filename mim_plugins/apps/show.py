@@ -21,6 +21,7 @@ from mmengine.runner import set_random_seed
 from mmpretrain.models.selfsup import MAE
 from torch import Tensor, nn
 
+from .._check import check_int
 from ..analysis.mosaic import mask_mosaic
 from ..mmpretrain.analysis.mask_visualization import step_mask, step_reconstruction
 from ..mmpretrain.analysis.reconstruction import _pixels
@@ -117,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     from PIL import Image
 
     try:
-        if args.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {args.limit}")
+        check_int("limit", args.limit)
         if not 0 <= args.seed < 2**32:
             raise ValueError(f"seed must be in [0, 2**32), got {args.seed}")
         device = check_device(args.device)

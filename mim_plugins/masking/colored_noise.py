@@ -38,6 +38,8 @@ class ColoredNoiseMasking(Masking):
         tensor([12, 12])
     """
 
+    depends_on_images = False
+
     def __init__(
         self,
         *,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._check import check_int, check_share
 from .._versions import check_versions
 
 
@@ -152,9 +153,7 @@ class LatentHierarchy:
         full += any(f == 1 < side for f, side in zip(factors, sides, strict=True))
         if depth is None:
             depth = full
-        if not isinstance(depth, int) or isinstance(depth, bool):
-            raise TypeError(f"depth must be an int, got {depth!r}")
-        if not 1 <= depth <= full:
+        if check_int("depth", depth) > full:
             raise ValueError(
                 f"depth must be in 1..{full} for grid={rows} x {cols} and "
                 f"branching={branching}, got {depth}"
@@ -197,11 +196,9 @@ class LatentHierarchy:
         Raises:
             ValueError: If an argument is out of range.
         """
-        for name, number in (("num_latents", num_latents), ("num_observables", num_observables)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if not 0.0 <= edge_probability <= 1.0:
-            raise ValueError(f"edge_probability must be in [0, 1], got {edge_probability}")
+        check_int("num_latents", num_latents)
+        check_int("num_observables", num_observables)
+        check_share("edge_probability", edge_probability)
 
         def choose(low: int, high: int) -> int:
             return int(torch.randint(low, high, (), generator=generator))

@@ -33,6 +33,8 @@ class UniformMasking(Masking):
         [[1, 1], [1, 1]]
     """
 
+    depends_on_images = False
+
     def __init__(self, *, window: int = 2, **settings: Any) -> None:
         super().__init__(**settings)
         self.window = check_int("window", window)
