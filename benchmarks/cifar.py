@@ -293,8 +293,6 @@ def run(args: argparse.Namespace) -> None:
     path = args.out / "results.json"
     args.out.mkdir(parents=True, exist_ok=True)
     few = args.experiment != "whole"
-    train, y = read_split(args.data / "train", min(5000, args.images) if few else args.images)
-    test, y_test = read_split(args.data / "test", 2500 if few else 10000)
     variants = EXPERIMENTS[args.experiment]
     names = [name for name in variants if not args.only or name in args.only]
     todo = [(name, seed) for seed in args.seeds for name in names]
@@ -304,6 +302,9 @@ def run(args: argparse.Namespace) -> None:
             continue
         work_dir = folder_of(args, name, seed)
         epochs = pretrain(variants[name], work_dir, seed, args)
+        # Read afterwards: all of CIFAR-10 is a gigabyte that training had better have.
+        train, y = read_split(args.data / "train", min(5000, args.images) if few else args.images)
+        test, y_test = read_split(args.data / "test", 2500 if few else 10000)
         curve = {}
         for checkpoint in work_dir.glob("epoch_*.pth"):
             epoch = int(checkpoint.stem.split("_")[1])
