@@ -40,12 +40,13 @@ def wrap(
     Args:
         model: An instance of an unmodified model. It is changed in place.
         masking: The mask generator, e.g. ``DPPMasking(tau=0.5)``. Ratio and patch size are
-            the model's; models without a ratio take 0.6, SimMIM's, unless the masking has
-            one. Default: the model's own masks.
+            the model's; models without a ratio take that of the masks they replace, else
+            0.6, SimMIM's, unless the masking has one. Default: the model's own masks.
         regularizers: Terms on the encoder's output, e.g. ``[UniformityLoss(weight=0.01)]``,
             added to the loss; see :func:`term_values`. Default: none.
         replace_masks: In training, ignore the masks that the caller passes, as
-            transformers' ``run_mim.py`` does. If False, both are an error. Default: False.
+            transformers' ``run_mim.py`` does, but for their ratio. If False, both are an
+            error. Default: False.
 
     Returns:
         ``model`` itself.
@@ -102,7 +103,6 @@ class _Plugin:
             )
         self.argument = argument
         self.is_mae = argument == "noise"
-        self.mask_ratio = SIMMIM_RATIO if masking is None else masking.mask_ratio or SIMMIM_RATIO
         self.patch_size = _square(model.config.patch_size)
         self.masking = masking
         self.replace_masks = replace_masks
@@ -132,7 +132,9 @@ class _Plugin:
                 "of them out, or set replace_masks=True"
             )
         if masking is not None:
-            ratio = getattr(model.config, "mask_ratio", self.mask_ratio)
+            ratio = getattr(model.config, "mask_ratio", masking.mask_ratio)
+            if ratio is None:
+                ratio = SIMMIM_RATIO if given is None else _ratio(given)
             mask = masking(self.images, mask_ratio=ratio, patch_size=self.patch_size)
             arguments["pixel_values"] = self.images.repeat(masking.num_masks, 1, 1, 1)
             # Sorting the ranks of the patches gives the mask's own order.
@@ -188,6 +190,12 @@ class _Plugin:
             return (output[0] + total, *output[1:])
         output["loss"] = output["loss"] + total
         return output
+
+
+def _ratio(mask: Tensor) -> float:
+    """The ratio that leaves as many patches as masks ``(B, N)`` do, in the mean."""
+    kept = round((1 - mask.float().mean().item()) * mask[0].numel())
+    return 1 - (kept + 0.5) / mask[0].numel()  # the half, as counts are rounded down
 
 
 def _square(patch_size: Any) -> int:

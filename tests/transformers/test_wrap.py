@@ -187,7 +187,17 @@ def test_given_masks(images: torch.Tensor) -> None:
     model.eval()
     assert model(images, bool_masked_pos=given).loss == 0
     replaced = wrap(simmim(), masking=RandomMasking(), replace_masks=True)
-    assert replaced(images, bool_masked_pos=given).loss > 0
+    seen = []
+    replaced.vit.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["bool_masked_pos"]), with_kwargs=True
+    )
+    for removed in (1, 5, 15):  # other masks, of the same ratio
+        given[:] = torch.arange(16) < removed
+        replaced(images, bool_masked_pos=given)
+        assert seen[-1].sum(dim=1).tolist() == [removed] * 4
+        assert not torch.equal(seen[-1], given)
+    with pytest.raises(ValueError, match="mask_ratio must be in"):
+        replaced(images, bool_masked_pos=torch.zeros(4, 16, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
