@@ -57,8 +57,9 @@ class Variant(NamedTuple):
     epochs: float = 1  # times --epochs
 
 
-def _masks(ratio: float, masking: str) -> Variant:
+def _masks(ratio: float, masking: str, **arguments: Any) -> Variant:
     options = {"model.backbone.mask_ratio": ratio, "model.backbone.masking.type": masking}
+    options |= {f"model.backbone.masking.{name}": value for name, value in arguments.items()}
     return Variant(MAE, options)
 
 
@@ -108,6 +109,7 @@ EXPERIMENTS: dict[str, dict[str, Variant]] = {
 EXPERIMENTS["whole"] = {
     "MAE": _masks(0.75, "RandomMasking"),
     "DPPMask, pixels": _masks(0.75, "DPPMasking"),
+    "DPPMask, own features": _masks(0.75, "DPPMasking", features="encoder"),
     "U-MAE": EXPERIMENTS["umae"]["lambda 0.01"],
     "MI-MAE, a quarter of the epochs": Variant(MI_MAE, {}, epochs=1 / 4),
 }

@@ -1,6 +1,7 @@
 """Cost of DPP masks: against a plain numpy loop, the stock pipeline and the stock step.
 
     python benchmarks/dpp_masking.py            # tables; GPU rows where there is a GPU
+    python benchmarks/dpp_masking.py --only step --thread-time
     python benchmarks/dpp_masking.py --plot docs/images/dpp_growth.png
 
 Every figure is a ratio of two things timed in turn in the same run.
@@ -20,7 +21,7 @@ import torch
 from common import machine, photo_batch, times
 from threadpoolctl import threadpool_limits
 
-from mim_plugins.masking import DPPMasking, RandomMasking, dpp, greedy_map, patch_kernel
+from mim_plugins.masking import DPPMasking, Masking, RandomMasking, dpp, greedy_map, patch_kernel
 from mim_plugins.masking.kernels import unit_features
 
 
@@ -215,44 +216,64 @@ def growth(repeats: int, plot: str | None) -> None:
     figure.savefig(plot, dpi=120)
 
 
-def gpu_step(repeats: int, batch: int) -> None:
-    """One optimiser step of MAE ViT-B/16 in bf16 with different masks."""
-    if not torch.cuda.is_available():
-        print("\nGPU step: not measured (no CUDA device)")
+def training_step(repeats: int, batch: int, clock: Callable[[], float]) -> None:
+    """One optimiser step of MAE with different masks: ViT-B/16 in bf16, or a small one here."""
+    try:
+        from mmengine.registry import init_default_scope
+        from mmpretrain.registry import MODELS
+
+        from mim_plugins.mmpretrain.encoders import with_encoder
+    except ImportError as error:
+        print(f"\nTraining step: not measured ({error})")
         return
-    from mmengine.registry import init_default_scope
-    from mmpretrain.registry import MODELS
-
-    import mim_plugins.mmpretrain  # noqa: F401
-
     init_default_scope("mmpretrain")
-    images = photo_batch(batch).cuda()
+    gpu = torch.cuda.is_available()
+    if gpu:
+        arch, dims, size, patch, decoder = "b", 768, 224, 16, {}
+        what = f"MAE ViT-B/16 training step, 224 px, bf16, batch {batch}"
+    else:
+        batch, dims, size, patch = min(batch, 128), 128, 32, 4
+        arch = {"embed_dims": dims, "num_layers": 4, "num_heads": 4, "feedforward_channels": 512}
+        decoder = {"decoder_embed_dim": 64, "decoder_depth": 2, "decoder_num_heads": 4}
+        what = f"MAE training step, ViT of 4 layers and width 128, 32 px, patch 4, batch {batch}"
+    images = photo_batch(batch, size)
     model = MODELS.build(
         {
             "type": "MAE",
-            "backbone": {"type": "MaskedMAEViT", "arch": "b", "patch_size": 16},
-            "neck": {"type": "MAEPretrainDecoder", "patch_size": 16, "embed_dim": 768},
+            "backbone": {
+                "type": "MaskedMAEViT", "arch": arch, "img_size": size, "patch_size": patch,
+            },
+            "neck": {
+                "type": "MAEPretrainDecoder", "patch_size": patch, "embed_dim": dims,
+                "num_patches": (size // patch) ** 2, **decoder,
+            },
             "head": {
                 "type": "MAEPretrainHead",
                 "norm_pix": True,
-                "patch_size": 16,
+                "patch_size": patch,
                 "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
             },
         }
-    ).cuda()
+    )  # fmt: skip
+    if gpu:
+        images, model = images.cuda(), model.cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     peak = {}
 
-    def step(name: str, masking: object) -> Callable[[], None]:
+    def step(name: str, masking: Masking) -> Callable[[], None]:
+        masking = with_encoder(masking, model.backbone)
+
         def run() -> None:
             model.backbone.masking = masking
-            torch.cuda.reset_peak_memory_stats()
-            with torch.autocast("cuda", dtype=torch.bfloat16):
+            if gpu:
+                torch.cuda.reset_peak_memory_stats()
+            with torch.autocast("cuda", dtype=torch.bfloat16, enabled=gpu):
                 loss = model.loss(images, None)["loss"]
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            peak[name] = torch.cuda.max_memory_allocated()
+            if gpu:
+                peak[name] = torch.cuda.max_memory_allocated()
 
         return run
 
@@ -260,26 +281,32 @@ def gpu_step(repeats: int, batch: int) -> None:
         "random": RandomMasking(),
         "greedy": DPPMasking(tau=0.0),
         "greedy, features='pixels'": DPPMasking(tau=0.0, features="pixels"),
+        "greedy, features='encoder'": DPPMasking(tau=0.0, features="encoder"),
         "exact": DPPMasking(method="exact"),
     }
-    seconds = times({name: step(name, masking) for name, masking in maskings.items()}, repeats)
-    print(f"\nMAE ViT-B/16 training step, 224 px, bf16, batch {batch}\n")
+    functions = {name: step(name, masking) for name, masking in maskings.items()}
+    seconds = times(functions, repeats, time.perf_counter if gpu else clock)
+    print(f"\n{what}\n")
     print("| masking | ms / step | ratio to random | peak memory ratio |\n|---|---|---|---|")
     for name, value in seconds.items():
-        ratio, memory = value / seconds["random"], peak[name] / peak["random"]
-        print(f"| {name} | {value * 1e3:.1f} | {ratio:.3f} | {memory:.3f} |")
+        ratio = value / seconds["random"]
+        memory = f"{peak[name] / peak['random']:.3f}" if gpu else "-"
+        print(f"| {name} | {value * 1e3:.1f} | {ratio:.3f} | {memory} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=256, help="of the GPU step")
+    parser.add_argument(
+        "--batch", type=int, default=256, help="of the training step, at most 128 on a CPU"
+    )
     parser.add_argument("--plot", help="where to save the growth plot")
     parser.add_argument(
         "--thread-time",
         action="store_true",
         help="CPU tables in processor time of one thread, for a machine with other work",
     )
+    parser.add_argument("--only", choices=["step"], help="the training step alone")
     args = parser.parse_args()
     print(machine())
     clock = time.perf_counter
@@ -287,10 +314,11 @@ def main() -> None:
         torch.set_num_threads(1)
         threadpool_limits(1)  # numpy's BLAS
         clock = time.thread_time
-    cpu_masking(args.repeats, clock)
-    data_pipeline(args.repeats, clock)
-    growth(args.repeats, args.plot)
-    gpu_step(args.repeats, args.batch)
+    if args.only is None:
+        cpu_masking(args.repeats, clock)
+        data_pipeline(args.repeats, clock)
+        growth(args.repeats, args.plot)
+    training_step(args.repeats, args.batch, clock)
 
 
 if __name__ == "__main__":

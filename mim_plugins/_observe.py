@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -55,3 +55,43 @@ def observing(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+
+
+@contextmanager
+def glancing(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """:func:`observing` within a step: hooks of the model's user do not see what is run here.
+
+    torch's own hooks, which gather shards or compute weights, still run.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                if hooks:
+                    stack.enter_context(_without_foreign(hooks))
+        stack.enter_context(observing(model))
+        stack.enter_context(uncached_autocast(images.device))
+        yield
+
+
+def uncached_autocast(device: torch.device) -> Any:
+    """Autocast as it is, but for its cache.
+
+    Of older torch it gives weights that were cast without gradient to the step that follows.
+    """
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype(device.type)
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
+
+
+@contextmanager
+def _without_foreign(hooks: dict[int, Any]) -> Iterator[None]:
+    before = dict(hooks)
+    for key, hook in before.items():
+        if not str(getattr(hook, "__module__", "")).startswith("torch."):
+            del hooks[key]
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)

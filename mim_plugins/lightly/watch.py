@@ -9,6 +9,8 @@ import torch
 from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
 from torch import Tensor, nn
 
+from .._observe import glancing
+
 
 class MaskWatch:
     """Stands in for an encoder's ``preprocess`` and reports the masks it is given.
@@ -108,3 +110,30 @@ def encoders(
             f"be seen: {user} needs one"
         )
     return found
+
+
+def encoder_of_whole_images(model: nn.Module) -> MaskedVisionTransformer:
+    """The one encoder of ``model``; of several the one that gets no gradient, the teacher.
+
+    Raises:
+        TypeError: If there is none.
+        ValueError: If several might be meant.
+    """
+    every = encoders(model, "DPPMasking(features='encoder')")
+    teachers = [e for e in every if not any(p.requires_grad for p in e.parameters())]
+    found = every if len(every) == 1 else teachers
+    if len(found) != 1:
+        raise ValueError(
+            f"features='encoder' must mean one encoder: {type(model).__name__} has {len(every)} "
+            f"MaskedVisionTransformers, {len(teachers)} of them without gradient; give features= "
+            "a function from images to the patch tokens (B, N, D) of the one you mean"
+        )
+    return found[0]
+
+
+@torch.compiler.disable
+def patch_tokens(model: nn.Module, images: Tensor) -> Tensor:
+    """``(B, N, D)`` tokens of the patches of whole images, without a trace in ``model``."""
+    encoder = encoder_of_whole_images(model)
+    with glancing(encoder, images):
+        return encoder.encode(images)[:, prefix_tokens(encoder) :]

@@ -25,6 +25,7 @@ from .batch import Getter, check_getter, repeat_batch
 from .draws import MASK_FUNCTIONS, Draws, calls_mask_functions, find_mask_functions
 from .mixing.mixing import Mixing
 from .regularizers.regularize import Regularization
+from .watch import encoder_of_whole_images, patch_tokens
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -163,6 +164,8 @@ class Plugin:
         self.mixing, self.given = mixing, both
         for name in ("masking", "images", "mask_ratio_var"):
             setattr(self, name, both.get(name, getattr(self, name)))
+        if isinstance(masking, Masking):
+            self.masking = masking.with_encoder(partial(patch_tokens, model))
         find_mask_functions.cache_clear()
         model._mim_plugin = self
         for name in self.names:
@@ -233,6 +236,8 @@ def _check_masking(model: LightningModule, masking: Masking | Getter) -> None:
     if isinstance(masking, Masking):
         for name in ("mask_ratio", "patch_size"):
             agree(name, getattr(masking, name), getattr(model, name, None))
+        if masking.with_encoder(partial(patch_tokens, model)) is not masking:
+            encoder_of_whole_images(model)
     elif not isinstance(masking, (str, int)) and not callable(masking):
         raise TypeError(
             "masking must be a mim_plugins.masking.Masking, or a key, an index or a function of "

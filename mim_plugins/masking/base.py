@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +86,22 @@ class Masking(ABC):
         """Whether the masks are chosen by what the images show."""
         return True
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether they are chosen by features of a network: not in a data pipeline."""
+        return False
+
+    def with_encoder(self, encode: Callable[[Tensor], Tensor]) -> Masking:
+        """This masking for a model, which tells it how to encode; itself unless it asks.
+
+        Args:
+            encode: From images ``(B, C, H, W)`` to the tokens ``(B, N, D)`` of their patches,
+                row-major, whole images, without a trace in the model. It should look the
+                model's encoder up when called, so that copies and pickles of a model keep
+                to themselves.
+        """
+        return self
+
     def __init__(
         self,
         *,
@@ -99,7 +116,11 @@ class Masking(ABC):
             _side(mask_unit, patch_size)
 
     def __repr__(self) -> str:
-        given = {key: value for key, value in vars(self).items() if value is not None}
+        given = {
+            key: value
+            for key, value in vars(self).items()
+            if value is not None and not key.startswith("_")
+        }
         args = ", ".join(f"{key}={value!r}" for key, value in given.items())
         return f"{type(self).__name__}({args})"
 

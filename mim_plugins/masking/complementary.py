@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -93,6 +95,19 @@ class ComplementaryMasking(Masking):
     def depends_on_images(self) -> bool:
         """Whether the single masks do."""
         return self.base is not None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the single masks do."""
+        return self.base is not None and self.base.needs_model
+
+    def with_encoder(self, encode: Callable[[Tensor], Tensor]) -> ComplementaryMasking:
+        """As :meth:`Masking.with_encoder`, for the single masks."""
+        if self.base is None:
+            return self
+        bound = copy.copy(self)
+        bound.base = self.base.with_encoder(encode)
+        return bound
 
     def scores(
         self,

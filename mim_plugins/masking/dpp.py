@@ -6,6 +6,7 @@ arXiv 2303.12736. Equation numbers are those of its supplement.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from .._check import check_choice, check_share
 from .._device import is_traced, widest_dtype
-from . import _numba, _triton, _triton_kdpp
+from . import _numba, _triton, _triton_kdpp, frozen
 from .base import Masking
-from .kernels import FEATURES, check_kernel, patch_kernel, unit_features
+from .kernels import ENCODER, FEATURES, check_kernel, patch_kernel, unit_features
 
 # Of the largest diagonal element. Gains below this are rounding: the patch lies in the span
 # of those already chosen.
@@ -24,6 +25,9 @@ SMALLEST_GAIN = 1e-12
 _EIGENVALUE_FLOOR = 1e-10  # of the mean eigenvalue
 
 METHODS = ("greedy", "exact")
+_ALLOWED = (
+    f"one of {(*FEATURES, ENCODER)}, '{frozen.PREFIX}' and the name of a model, or a callable"
+)
 DEFAULT_TAU = 0.5
 
 
@@ -45,13 +49,16 @@ class DPPMasking(Masking):
             of the visible patches at ``mask_ratio`` 0.75 to the determinant.
         kernel: ``"rbf"`` or ``"cosine"``, see :func:`patch_kernel`. Default: ``"rbf"``.
         bandwidth: Bandwidth of the RBF kernel. Default: the image's median distance.
-        features: ``"pixels"``, ``"pooled"`` (a unit's pixels averaged down to 4 x 4) or a
-            callable, see :func:`unit_features`. Default: ``"pooled"``.
+        features: ``"pixels"``, ``"pooled"`` (a unit's pixels averaged down to 4 x 4),
+            ``"encoder"`` (patch tokens of the model that is masked, as it is now, of the
+            whole image), ``"timm:<name>"`` (patch tokens of a frozen model of timm) or a
+            callable, see :func:`unit_features` and docs/dppmask.md. Default: ``"pooled"``.
         **settings: Those of :class:`Masking`.
 
     Raises:
         TypeError: If ``features`` is neither a name nor callable.
         ValueError: If an argument is out of range.
+        ImportError: If ``features`` names a model of timm, which is not installed.
 
     Example:
         >>> masking = DPPMasking(tau=0.0)
@@ -77,17 +84,32 @@ class DPPMasking(Masking):
             tau = check_share("tau", DEFAULT_TAU if tau is None else tau)
         check_kernel(kernel, bandwidth)
         if isinstance(features, str):
-            if features not in FEATURES:
-                raise ValueError(
-                    f"features must be one of {FEATURES} or a callable, got {features!r}"
-                )
+            if features.startswith(frozen.PREFIX):
+                frozen.check(features)
+            elif features not in (*FEATURES, ENCODER):
+                raise ValueError(f"features must be {_ALLOWED}, got {features!r}")
         elif not callable(features):
-            raise TypeError(f"features must be one of {FEATURES} or a callable, got {features!r}")
+            raise TypeError(f"features must be {_ALLOWED}, got {features!r}")
         self.method = method
         self.tau = tau
         self.kernel = kernel
         self.bandwidth = bandwidth
         self.features = features
+        self._encode: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether ``features`` are a network's."""
+        names = self.features if isinstance(self.features, str) else ""
+        return names == ENCODER or names.startswith(frozen.PREFIX)
+
+    def with_encoder(self, encode: Callable[[Tensor], Tensor]) -> DPPMasking:
+        """As :meth:`Masking.with_encoder`; itself unless ``features="encoder"``."""
+        if self.features != ENCODER:
+            return self
+        bound = copy.copy(self)
+        bound._encode = encode
+        return bound
 
     def scores(
         self,
@@ -105,9 +127,22 @@ class DPPMasking(Masking):
         return noise.scatter(1, ids_keep, order.expand_as(ids_keep))
 
     def similarity(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``."""
-        features = unit_features(images, grid, self.features)
-        return patch_kernel(features, self.kernel, self.bandwidth)
+        """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``.
+
+        Raises:
+            RuntimeError: If ``features="encoder"`` and no model has given its encoder.
+        """
+        features = self.features
+        if features == ENCODER:
+            if self._encode is None:
+                raise RuntimeError(
+                    "features='encoder' needs a model: give this masking to wrap(model, "
+                    "masking=...), as masking=dict(...) to MaskedMAEViT, MaskedMAEHiViT or "
+                    "MISimMIM, or call its with_encoder(encode) with a function from images to "
+                    "patch tokens (B, N, D)"
+                )
+            features = self._encode
+        return patch_kernel(unit_features(images, grid, features), self.kernel, self.bandwidth)
 
     def choose(
         self, similarity: Tensor, k: int, noise: Tensor, generator: torch.Generator | None = None

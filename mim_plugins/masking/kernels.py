@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from .._check import check_choice, check_positive
 from .._device import widest_dtype
+from .._observe import uncached_autocast
+from . import frozen
 
 KERNELS = ("rbf", "cosine")
 FEATURES = ("pixels", "pooled")
+ENCODER = "encoder"  # the patch tokens of the model that is masked, which gives a callable
 
 POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 pixels
 # Relative float32 rounding of a squared distance. Taken off, it makes equal patches, whose
@@ -43,8 +47,9 @@ def unit_features(
         images: ``(B, C, H, W)``.
         grid: Rows and columns of units, U in all; they must divide H and W.
         features: ``"pixels"``, the unit's pixels; ``"pooled"``, the unit averaged down to
-            4 x 4 pixels; or a callable from ``images`` to ``(B, U, D)``, e.g. the patch
-            tokens of a frozen backbone.
+            4 x 4 pixels; ``"timm:<name>"``, see :mod:`.frozen`; or a callable from
+            ``images`` to ``(B, U, D)``, e.g. the patch tokens of a backbone. Tokens of
+            patches of which S x S make a unit, ``(B, S * S * U, D)``, are averaged over it.
 
     Returns:
         ``(B, U, D)`` float32. Entries that are not finite become 0.
@@ -55,12 +60,15 @@ def unit_features(
     batch, channels, height, width = images.shape
     rows, cols = grid
     if callable(features):
-        vectors = features(images)
+        with torch.no_grad(), uncached_autocast(images.device):
+            vectors = _over_units(features(images), grid)
         if vectors.ndim != 3 or vectors.shape[:2] != (batch, rows * cols):
             raise ValueError(
                 f"features must return shape ({batch}, {rows * cols}, D), got "
                 f"{tuple(vectors.shape)}"
             )
+    elif features.startswith(frozen.PREFIX):
+        vectors = frozen.patch_tokens(features, images, grid)
     else:
         pixels = images if images.is_floating_point() else images.float()
         side_h, side_w = height // rows, width // cols
@@ -74,6 +82,16 @@ def unit_features(
         )
     vectors = torch.nan_to_num(vectors.float(), nan=0.0, posinf=0.0, neginf=0.0)
     return vectors.clamp_(-LARGEST, LARGEST)
+
+
+def _over_units(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Average the tokens of S x S patches to one of the unit that they make up."""
+    rows, cols = grid
+    side = isqrt(tokens.shape[1] // (rows * cols)) if tokens.ndim == 3 else 1
+    if side < 2 or tokens.shape[1] != rows * cols * side**2:
+        return tokens
+    tokens = tokens.float().unflatten(1, (rows, side, cols, side))
+    return tokens.mean(dim=(2, 4)).flatten(1, 2)
 
 
 @torch.no_grad()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .._check import check_bool, check_list
+from .._observe import glancing
 from ..masking import Masking
 from ..regularizers import Step, named_terms, term_losses
 
@@ -104,7 +107,7 @@ class _Plugin:
         self.argument = argument
         self.is_mae = argument == "noise"
         self.patch_size = _square(model.config.patch_size)
-        self.masking = masking
+        self.masking = masking and masking.with_encoder(partial(patch_tokens, model))
         self.replace_masks = replace_masks
         self.values: dict[str, Tensor] = {}
         self.images: Tensor | None = None
@@ -196,6 +199,34 @@ def _ratio(mask: Tensor) -> float:
     """The ratio that leaves as many patches as masks ``(B, N)`` do, in the mean."""
     kept = round((1 - mask.float().mean().item()) * mask[0].numel())
     return 1 - (kept + 0.5) / mask[0].numel()  # the half, as counts are rounded down
+
+
+@torch.compiler.disable
+def patch_tokens(model: PreTrainedModel, images: Tensor) -> Tensor:
+    """``(B, N, D)`` tokens of the patches of whole images, without a trace in ``model``."""
+    side = _square(model.config.patch_size)
+    patches = (images.shape[-2] // side) * (images.shape[-1] // side)
+    encoder: Any = model.base_model
+    with glancing(encoder, images), _unmasked(model.config):
+        given = {}
+        if "noise" in inspect.signature(encoder.forward).parameters:  # MAE, in its own order
+            given["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
+        tokens = encoder(images, **given)[0]
+    # Swin's are fewer than the patches, and none of them a prefix.
+    return tokens[:, max(tokens.shape[1] - patches, 0) :]
+
+
+@contextmanager
+def _unmasked(config: Any) -> Iterator[None]:
+    """The encoder of MAE knows no other way to keep all patches."""
+    ratio = getattr(config, "mask_ratio", None)
+    if ratio is not None:
+        config.mask_ratio = 0.0
+    try:
+        yield
+    finally:
+        if ratio is not None:
+            config.mask_ratio = ratio
 
 
 def _square(patch_size: Any) -> int:

@@ -238,6 +238,13 @@ CASES = [
     mae_case(
         "mae dpp", masked(DPPMasking, tau=0.5), masked(DPPMasking, tau=1.0), calls={"DPPMasking": 1}
     ),
+    mae_case(
+        "mae dpp encoder",
+        masked(DPPMasking, tau=0.5, features="encoder"),
+        masked(DPPMasking, tau=1.0, features="encoder"),
+        calls={"DPPMasking": 1},
+        draws=1,  # none: torch counts attention, of 1 layer, also without dropout
+    ),
     mae_case("mae random", masked(RandomMasking, mask_unit=8), calls={"RandomMasking": 1}),
     mae_case("mae grid", masked(GridMasking), calls={"GridMasking": 1}, draws=1),
     mae_case("mae uniform", masked(UniformMasking), calls={"UniformMasking": 1}, draws=1),

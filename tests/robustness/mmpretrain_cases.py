@@ -266,6 +266,13 @@ CASES = [
         calls={"DPPMasking": 1},
     ),
     mae_case(
+        "mae dpp encoder",
+        masked(type="DPPMasking", tau=0.5, features="encoder"),
+        masked(type="DPPMasking", tau=1.0, features="encoder"),
+        calls={"DPPMasking": 1},
+        draws=2,  # none: torch counts attention, of 2 layers, also without dropout
+    ),
+    mae_case(
         "mae dpp exact",
         masked(type="DPPMasking", method="exact"),
         calls={"DPPMasking": 1},

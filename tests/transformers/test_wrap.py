@@ -275,3 +275,53 @@ def test_mistakes_on_the_command_line(
     with pytest.raises(SystemExit):
         main(arguments)
     assert text in capsys.readouterr().err
+
+
+def test_masks_by_the_model_s_own_patch_tokens(images: torch.Tensor) -> None:
+    """Of whole images, in their order; nothing else of the model notices."""
+    model = wrap(mae(), masking=DPPMasking(tau=0.0, features="encoder"))
+    # A ViT with these weights and MAE's fixed positions sees all patches.
+    config = ViTConfig(**SMALL)
+    vit = ViTForImageClassification(config).vit.eval()
+    vit.load_state_dict(model.vit.state_dict(), strict=False)
+
+    def tokens(images: torch.Tensor) -> torch.Tensor:
+        return vit(images).last_hidden_state[:, 1:]
+
+    torch.manual_seed(1)
+    expected = DPPMasking(tau=0.0, features=tokens)(images, mask_ratio=0.75, patch_size=8)
+    seen = []
+    model.vit.register_forward_hook(lambda *_: seen.append(1))
+    for copied in (model, copy.deepcopy(model)):
+        torch.manual_seed(1)
+        output = copied(images)
+        state = torch.get_rng_state()
+        assert torch.equal(output.mask.bool(), expected.mask)
+        torch.manual_seed(1)
+        torch.rand(4, 16)
+        assert torch.equal(state, torch.get_rng_state())
+    assert seen == [1, 1], "once per step of the model and its copy"
+    assert model.config.mask_ratio == 0.75
+    assert list(model.state_dict()) == list(mae().state_dict())
+
+
+def test_own_features_of_models_that_see_all_positions(images: torch.Tensor) -> None:
+    for stock in (simmim(), deit()):
+        masking = DPPMasking(tau=0.0, features="encoder")
+        model = wrap(copy.deepcopy(stock), masking=masking)
+        stock.eval()
+
+        def tokens(images: torch.Tensor, stock: PreTrainedModel = stock) -> torch.Tensor:
+            return stock.base_model(images).last_hidden_state[:, -16:]
+
+        given: list[torch.Tensor] = []
+        model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs, given=given: given.append(kwargs["bool_masked_pos"]),
+            with_kwargs=True,
+        )
+        torch.manual_seed(1)
+        model(images)
+        torch.manual_seed(1)
+        expected = DPPMasking(tau=0.0, features=tokens)(images, mask_ratio=0.6, patch_size=8)
+        assert len(given) == 1
+        assert torch.equal(given[0], expected.mask)

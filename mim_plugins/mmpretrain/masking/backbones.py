@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..._check import check_int
 from ...masking import Masking, PatchMask, RandomMasking
+from ..encoders import with_encoder
 
 
 def build_masking(
@@ -125,7 +126,7 @@ class MaskedMAEViT(_Masked, MAEViT):
         if height // rows != width // cols:
             raise ValueError(f"patch_size must be square, got {height // rows} x {width // cols}")
         self._patch_size = height // rows
-        self.masking = build_masking(masking, mask_generator)
+        self.masking = with_encoder(build_masking(masking, mask_generator), self)
         self._check_masking(height, width)
 
     def forward(
@@ -201,7 +202,7 @@ class MaskedMAEHiViT(_Masked, MAEHiViT):
     ) -> None:
         super().__init__(*args, img_size=check_int("img_size", img_size), **kwargs)
         self._patch_size = self.patch_size
-        self.masking = build_masking(masking, mask_generator)
+        self.masking = with_encoder(build_masking(masking, mask_generator), self)
         if self.masking.num_masks > 1:
             raise ValueError(f"masking must draw one mask per image for HiViT, got {self.masking}")
         try:

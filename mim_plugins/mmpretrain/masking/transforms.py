@@ -84,6 +84,13 @@ class MaskGenerator(BaseTransform):
         self.masking = build_masking(masking)
         if self.masking.num_masks > 1:
             raise ValueError(f"masking must draw one mask per image, got {self.masking}")
+        if self.masking.needs_model:
+            raise ValueError(
+                "masking must not take the features of a network ('encoder', 'timm:...') in a data "
+                "pipeline, whose images are single, not normalised and far from the model: take "
+                "'pooled', 'pixels' or a callable here, or draw the masks in the model "
+                f"(MaskedMAEViT, MaskedMAEHiViT, MISimMIM), got {self.masking}"
+            )
         if num_masking_patches is None:
             check_int("mask_patch_size", mask_patch_size)
             check_int("model_patch_size", model_patch_size)

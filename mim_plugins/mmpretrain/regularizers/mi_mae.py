@@ -12,6 +12,7 @@ from ..._check import check_dict
 from ...masking import Masking
 from ...masking.base import agree, check_mask_ratio
 from ...regularizers import MutualInformationLoss
+from ..encoders import with_encoder
 from ..masking.backbones import build_masking
 from .algorithms import RegularizedMAE, RegularizedSimMIM
 
@@ -106,7 +107,7 @@ class MISimMIM(RegularizedSimMIM):
         dim = built.embed_dims if stages is None else stages[-1].out_channels
         term = _head(dim, cross_weight, output_weight, input_weight, information)
         super().__init__(built, *args, regularizers=[term], **kwargs)
-        self.masking = build_masking(masking, mask_generator)
+        self.masking = with_encoder(build_masking(masking, mask_generator), built)
         ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
         self.mask_ratio = check_mask_ratio(ratio)
         _check_num_masks(self.masking.num_masks, cross_weight, "")
