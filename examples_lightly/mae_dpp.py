@@ -41,14 +41,19 @@ MODEL = {"shape": VIT_BASE, "decoder": (512, 8, 16), "norm_pix": True, "warmup_e
 MODEL["rate"] = 1.5e-4 * 4096 / 256
 
 
+def decay_groups(module: nn.Module) -> list[dict]:
+    """Only matrices decay: no norms, biases, tokens and positions."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    still = [p for name, p in named if p.ndim < 2 or "token" in name or "pos_embed" in name]
+    moving = [p for _, p in named if all(p is not other for other in still)]
+    return [{"params": moving}, {"params": still, "weight_decay": 0.0}]
+
+
 def adamw(module: pl.LightningModule, rate: float, warmup_epochs: int = 0):
     """AdamW. With a warm-up: a cosine after it, and only matrices decay, as MAE has it."""
     if not warmup_epochs:
         return torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.05)
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    still = [p for name, p in named if p.ndim < 2 or "token" in name or "pos_embed" in name]
-    moving = [p for _, p in named if all(p is not other for other in still)]
-    groups = [{"params": moving}, {"params": still, "weight_decay": 0.0}]
+    groups = decay_groups(module)
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
     steps = module.trainer.estimated_stepping_batches
     warmup = min(steps * warmup_epochs // module.trainer.max_epochs, steps - 1)

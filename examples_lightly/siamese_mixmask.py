@@ -9,7 +9,8 @@
 #   python examples_lightly/siamese_mixmask.py --algorithm moco          # embedded photographs
 #   python examples_lightly/siamese_mixmask.py --algorithm byol --data path/to/images
 #
-# The paper's setting on CIFAR-100 (ResNet-18, 1000 epochs, batches of 512; table 8) on one GPU:
+# The paper's setting on CIFAR-100 (ResNet-18, 1000 epochs, batches of 512; table 8) on one GPU;
+# MoCo stays lightly's, of one direction (that of both is in configs_mmpretrain/mixmask):
 #   python examples_lightly/siamese_mixmask.py --paper --algorithm byol --data path/to/train
 #
 # On 8 GPUs of one node:
@@ -20,6 +21,8 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytorch_lightning as pl
 import torch
@@ -34,6 +37,7 @@ from lightly.models.modules import (
     SimSiamPredictionHead,
     SimSiamProjectionHead,
 )
+from lightly.models.modules.heads import ProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import (
     BYOLTransform,
@@ -47,6 +51,7 @@ from torch import nn
 
 from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import wrap
+from mim_plugins.mixing import SplitBatchNorm
 from mim_plugins.mixmask import EraseMask, MixMask, UnMix
 
 PAPER = {"image_size": 32, "epochs": 1000, "batch_size": 512}  # table 8, CIFAR-100
@@ -55,10 +60,12 @@ PAPER = {"image_size": 32, "epochs": 1000, "batch_size": 512}  # table 8, CIFAR-
 class Siamese(pl.LightningModule):
     """A ResNet-18; as published, with CIFAR's stem and the schedule of the algorithm."""
 
-    def __init__(self, paper: bool = False) -> None:
+    def __init__(
+        self, paper: bool = False, norm_layer: Callable[..., nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.paper = paper
-        layers = list(torchvision.models.resnet18().children())[:-1]
+        layers = list(torchvision.models.resnet18(norm_layer=norm_layer).children())[:-1]
         if paper:
             layers[0] = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
             del layers[3]  # the pooling
@@ -76,7 +83,9 @@ class Siamese(pl.LightningModule):
         def factor(step: int) -> float:
             return self.factor(step * epochs / steps, epochs)
 
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        # All but the first group keep their learning rate.
+        factors = [factor, *[lambda step: 1.0] * (len(optimizer.param_groups) - 1)]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
@@ -91,8 +100,9 @@ class Stepped(Siamese):
 
 class MoCo(Siamese):
     def __init__(self, paper: bool = False) -> None:
-        super().__init__(paper)
-        self.projection_head = MoCoProjectionHead(512, 512, 128)
+        # Statistics of eighths of a batch, as on 8 GPUs: MoCo's CIFAR demo on one.
+        super().__init__(paper, partial(SplitBatchNorm, num_splits=8) if paper else None)
+        self.projection_head = nn.Linear(512, 128) if paper else MoCoProjectionHead(512, 512, 128)
         self.backbone_momentum = copy.deepcopy(self.backbone)
         self.projection_head_momentum = copy.deepcopy(self.projection_head)
         deactivate_requires_grad(self.backbone_momentum)
@@ -165,8 +175,14 @@ class SimCLR(Stepped):
 class SimSiam(Siamese):
     def __init__(self, paper: bool = False) -> None:
         super().__init__(paper)
-        self.projection_head = SimSiamProjectionHead(512, 512, 128)
-        self.prediction_head = SimSiamPredictionHead(128, 64, 128)
+        if paper:  # two layers, of SimSiam's own widths on CIFAR
+            norms = nn.BatchNorm1d(2048), nn.BatchNorm1d(128, affine=False)
+            blocks = [(512, 2048, norms[0], nn.ReLU()), (2048, 128, norms[1], None)]
+            self.projection_head = ProjectionHead(blocks)
+            self.prediction_head = SimSiamPredictionHead(128, 32, 128)
+        else:
+            self.projection_head = SimSiamProjectionHead(512, 512, 128)
+            self.prediction_head = SimSiamPredictionHead(128, 64, 128)
         self.criterion = NegativeCosineSimilarity()
 
     def factor(self, epoch: float, epochs: int) -> float:
@@ -185,23 +201,29 @@ class SimSiam(Siamese):
         return loss
 
     def configure_optimizers(self):
-        return self.scheduled(
-            torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
-        )
+        still = list(self.prediction_head.parameters()) if self.paper else []
+        moving = [p for p in self.parameters() if all(p is not other for other in still)]
+        groups = [{"params": group} for group in (moving, still) if group]
+        return self.scheduled(torch.optim.SGD(groups, lr=0.03, momentum=0.9, weight_decay=5e-4))
 
 
-def byol_transform(input_size, **crop):
+def byol_transform(**views):
     return BYOLTransform(
-        view_1_transform=BYOLView1Transform(input_size=input_size, **crop),
-        view_2_transform=BYOLView2Transform(input_size=input_size, **crop),
+        view_1_transform=BYOLView1Transform(**views),
+        view_2_transform=BYOLView2Transform(**views),
     )
 
 
+# CIFAR-100's views without blur: of MoCo's CIFAR demo, and of W-MSE for the others.
+VIEWS = {"cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.4, "cj_hue": 0.1, "gaussian_blur": 0.0}
+VIEWS["normalize"] = {"mean": [0.5071, 0.4866, 0.4409], "std": [0.2673, 0.2564, 0.2762]}
+DEMO = {**VIEWS, "min_scale": 0.08, "random_gray_scale": 0.2}
+WMSE = {**VIEWS, "min_scale": 0.2, "random_gray_scale": 0.1}
 ALGORITHMS = {
-    "moco": (MoCo, MoCoV2Transform),
-    "byol": (BYOL, byol_transform),
-    "simclr": (SimCLR, SimCLRTransform),
-    "simsiam": (SimSiam, SimSiamTransform),
+    "moco": (MoCo, MoCoV2Transform, DEMO),
+    "byol": (BYOL, byol_transform, {**WMSE, "solarization_prob": 0.0}),
+    "simclr": (SimCLR, SimCLRTransform, WMSE),
+    "simsiam": (SimSiam, SimSiamTransform, WMSE),
 }
 MIXERS = {"mixmask": MixMask, "erase": EraseMask}
 
@@ -228,11 +250,9 @@ def main() -> None:
 
     pl.seed_everything(0)
     folder = args.data or write_photo_folder("data/photos") / "train"
-    module, transform = ALGORITHMS[args.algorithm]
-    min_scale = (0.08 if args.algorithm == "moco" else 0.2) if args.paper else 0.5
-    dataset = LightlyDataset(
-        str(folder), transform=transform(input_size=args.image_size, min_scale=min_scale)
-    )
+    module, transform, published = ALGORITHMS[args.algorithm]
+    views = published if args.paper else {"min_scale": 0.5}
+    dataset = LightlyDataset(str(folder), transform=transform(input_size=args.image_size, **views))
     dataloader = torch.utils.data.DataLoader(
         dataset,
         batch_size=args.batch_size,

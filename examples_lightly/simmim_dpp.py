@@ -15,7 +15,7 @@ from lightly.data import LightlyDataset
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerTIMM
 from lightly.transforms import MAETransform
-from mae_dpp import VIT_BASE
+from mae_dpp import VIT_BASE, decay_groups
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from tqdm import tqdm
@@ -23,16 +23,37 @@ from tqdm import tqdm
 from mim_plugins.apps.photos import write_photo_folder
 from mim_plugins.lightly import dpp_token_mask
 
-# SimMIM's own setting for ViT-B: mask ratio 0.6, 1e-4 for 512 images.
-PAPER = {"image_size": 224, "patch_size": 16, "epochs": 800, "batch_size": 512}
+# SimMIM's own setting for ViT-B. Its relative position bias is not in timm's VisionTransformer.
+PAPER = {"image_size": 224, "patch_size": 16, "min_scale": 0.67, "epochs": 800, "batch_size": 512}
+
+
+def simmim_adamw(module: nn.Module, batch_size: int, steps: int, epochs: int):
+    """SimMIM's optimiser and its schedule by steps: 1e-4 for 512 images, warm-up, x 0.1."""
+    optimizer = torch.optim.AdamW(
+        decay_groups(module), lr=1e-4 * batch_size / 512, betas=(0.9, 0.999), weight_decay=0.05
+    )
+    warmup = max(steps * 10 // epochs, 1)
+
+    def factor(step: int) -> float:
+        """Ten epochs of warm-up from 5e-7 / 1e-4, then x 0.1 after 7/8 of the epochs."""
+        share = min(step / warmup, 1.0)
+        return (5e-3 + (1 - 5e-3) * share) * (0.1 if step >= steps * 7 // 8 else 1.0)
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class SimMIM(nn.Module):
     def __init__(self, image_size: int, patch_size: int, tau: float, paper: bool) -> None:
         super().__init__()
         shape = VIT_BASE if paper else {"embed_dim": 128, "depth": 4, "num_heads": 4}
-        vit = VisionTransformer(img_size=image_size, patch_size=patch_size, **shape)
+        vit = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            drop_path_rate=0.1 if paper else 0.0,
+            **shape,
+        )
         self.mask_ratio = 0.6 if paper else 0.75
+        self.mask_unit = 32 if paper else patch_size
         self.patch_size = patch_size
         self.tau = tau
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
@@ -45,6 +66,7 @@ class SimMIM(nn.Module):
             size=(len(images), self.sequence_length),
             mask_ratio=self.mask_ratio,
             tau=self.tau,
+            mask_unit=self.mask_unit,
         )
         # SimMIM's encoder sees mask tokens in place of the hidden patches.
         encoded = self.backbone.encode(images=images, idx_mask=idx_mask)
@@ -62,6 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--min-scale", type=float, default=0.5, help="of crops, of the area")
     parser.add_argument("--patch-size", type=int, default=8)
     args = parser.parse_args()
     if args.paper:
@@ -72,20 +95,22 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = args.data or write_photo_folder("data/photos") / "train"
     dataset = LightlyDataset(
-        str(folder), transform=MAETransform(input_size=args.image_size, min_scale=0.5)
+        str(folder),
+        transform=MAETransform(input_size=args.image_size, min_scale=args.min_scale),
     )
     dataloader = torch.utils.data.DataLoader(
         dataset, batch_size=args.batch_size, shuffle=True, drop_last=True, num_workers=1
     )
     model = SimMIM(args.image_size, args.patch_size, args.tau, args.paper).to(device)
     criterion = nn.L1Loss()
-    rate = 1e-4 if args.paper else 1e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
+    scheduler = None
+    if args.paper:
+        steps = len(dataloader) * args.epochs
+        optimizer, scheduler = simmim_adamw(model, args.batch_size, steps, args.epochs)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
 
     for epoch in range(args.epochs):
-        if args.paper:  # 10 epochs of warm-up; x 0.1 after 7/8 of the epochs
-            late = 0.1 if epoch >= args.epochs * 7 // 8 else 1.0
-            optimizer.param_groups[0]["lr"] = rate * min((epoch + 1) / 10, 1.0) * late
         total = 0.0
         for views, *_ in tqdm(dataloader, desc=f"epoch {epoch}"):
             prediction, target = model(views[0].to(device))
@@ -93,6 +118,8 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            if scheduler:
+                scheduler.step()
             total += loss.item()
         print(f"epoch {epoch}, loss {total / len(dataloader):.4f}")
     torch.save(model.backbone.state_dict(), "simmim_dpp_backbone.pt")
