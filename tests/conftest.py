@@ -9,8 +9,13 @@ import torch
 from mim_plugins.apps.photos import write_photo_folder
 
 from .two_processes import TwoProcesses
+from .warm import quicken
 
 torch.set_num_threads(1)  # with more, stock MixMIM differs from run to run
+
+
+def pytest_collection_finish() -> None:
+    quicken()  # all that the tests need is imported
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import pickle
 import re
 import shlex
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ pytest.importorskip("piq", reason="piq is not installed")
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.config import utils as config_utils
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
@@ -150,11 +148,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 patch.setattr(kind, part, sums)
             meta = where / kind.base_folder / kind.meta["filename"]
             patch.setattr(kind, "meta", {**kind.meta, "md5": calculate_md5(str(meta))})
-        # Nine tenths of the time: asking compilers and drivers for their versions, printing
-        # configs in yapf's style, reading upstream's model zoo again.
-        patch.setattr(Runner, "_log_env", lambda *arguments: None)
-        patch.setattr(Config, "pretty_text", property(lambda config: ""))
-        patch.setattr(config_utils, "load", cache(config_utils.load))
         patch.chdir(root)
         yield root
 

@@ -9,7 +9,6 @@ the final weights, ``ended.json`` how the children ended.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from mim_plugins.masking import DPPMasking
 
+from ..warm import quicken
 from .case import Case
 from .cases import CASES
 from .training import BATCH
@@ -168,8 +168,8 @@ def interrupt(case: Case, folder: Path, seeded: bool = True) -> dict[str, int]:
 def main() -> None:
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
-    gc.freeze()  # else collections in the children copy the memory that they share
     DPPMasking(patch_size=8)(torch.rand(2, 3, 32, 32))  # loads compiled code, for all children
+    quicken()
     ended = {}
     cases = [case for case in CASES if str(case).startswith(tuple(names or [""]))]
     for case in cases:

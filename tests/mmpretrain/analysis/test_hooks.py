@@ -71,9 +71,10 @@ def weights(runner: Runner) -> dict[str, Tensor]:
 
 
 def assert_same(one: Runner, other: Runner) -> None:
-    assert weights(one).keys() == weights(other).keys()
-    for key, value in weights(one).items():
-        assert torch.equal(value, weights(other)[key]), key
+    expected, found = weights(one), weights(other)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
     state = other.optim_wrapper.optimizer.state_dict()["state"]
     for key, value in one.optim_wrapper.optimizer.state_dict()["state"].items():
         assert torch.equal(value["exp_avg"], state[key]["exp_avg"])
