@@ -27,8 +27,10 @@ def mae() -> dict[str, Any]:
 def resnet(*necks: str) -> dict[str, Any]:
     return {
         "model.backbone.depth": 18,
+        "model.backbone.stem_channels": 8,
+        "model.backbone.base_channels": 8,
         "model.backbone.norm_cfg": {"type": "BN"},
-        **{f"model.{neck}.in_channels": 512 for neck in necks},
+        **{f"model.{neck}.in_channels": 64 for neck in necks},
         **{f"model.{neck}.hid_channels": 64 for neck in necks},
     }
 
@@ -88,6 +90,7 @@ MASKED = {
         "model.backbone.arch": VIT,
         "model.head.embed_dims": 32,
         "model.target_generator.init_cfg": None,  # its weights would be downloaded
+        "model.target_generator.n_hid": 16,
     },
     "cae/cae_beit-base-p16_8xb256-amp-coslr-300e_in1k.py": {
         "model.backbone.arch": VIT,
@@ -96,6 +99,7 @@ MASKED = {
         "model.neck.regressor_depth": 1,
         "model.neck.decoder_depth": 1,
         "model.target_generator.init_cfg": None,
+        "model.target_generator.n_hid": 16,
     },
     "maskfeat/maskfeat_vit-base-p16_8xb256-amp-coslr-300e_in1k.py": {
         "model.backbone.arch": VIT,

@@ -30,6 +30,7 @@ PIPELINES = {
         "model.backbone.arch": TINY,
         "model.head.embed_dims": 32,
         "model.target_generator.init_cfg": None,  # its weights would be downloaded
+        "model.target_generator.n_hid": 16,
     },
     "cae/cae_beit-base-p16_8xb256-amp-coslr-300e_in1k.py": {
         "model.backbone.arch": TINY,
@@ -38,6 +39,7 @@ PIPELINES = {
         "model.neck.regressor_depth": 1,
         "model.neck.decoder_depth": 1,
         "model.target_generator.init_cfg": None,
+        "model.target_generator.n_hid": 16,
     },
 }
 
