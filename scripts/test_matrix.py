@@ -1,4 +1,4 @@
-"""The test suite with the oldest supported versions, with the newest ones and with the fork.
+"""The test suite with the oldest supported versions, the newest ones, the fork, newer Pythons.
 
     python scripts/test_matrix.py                               # all columns, whole suite
     python scripts/test_matrix.py --only oldest -- tests/masking -q    # pytest's arguments
@@ -9,6 +9,7 @@ while what is installed and ``setup.cfg`` stay the same. uv resolves the version
 - ``oldest`` takes the lowest version that ``setup.cfg`` allows of all that it names, so that
   its lower bounds are what is tested;
 - ``newest`` what an installation takes today;
+- ``python3.13`` and ``python3.14`` the same on that Python, which uv fetches if it is missing;
 - ``onedl`` mmpretrain's maintained fork. It shares mmpretrain's import names, so it cannot
   stand beside it; its requirements name other builds of mmcv, hence ``--no-deps``.
 
@@ -63,15 +64,15 @@ class Column:
     installs: tuple[tuple[str, ...], ...]
 
 
+NEWEST = (("--editable", ".[all]", *TOOLS),)
 COLUMNS = {
     "oldest": Column(
         ("3.10", "3.11", "3.12"),
         (("--resolution", "lowest-direct", "--editable", ".[all]"), TOOLS),
     ),
-    "newest": Column(
-        ("3.12", "3.11", "3.10"),
-        (("--editable", ".[all]", *TOOLS),),
-    ),
+    "newest": Column(("3.12", "3.11", "3.10"), NEWEST),
+    "python3.13": Column(("3.13",), NEWEST),
+    "python3.14": Column(("3.14",), NEWEST),
     "onedl": Column(
         ("3.12", "3.11", "3.10"),
         (
@@ -86,6 +87,7 @@ PACKAGES = (
     ("lightly",),
     ("pytorch-lightning",),
     ("timm",),
+    ("transformers",),
     ("mmengine", "onedl-mmengine"),
     ("mmpretrain", "onedl-mmpretrain"),
     ("mmcv-lite",),
@@ -122,7 +124,7 @@ def find_uv(envs: Path) -> str:
 
 
 def find_python(versions: tuple[str, ...]) -> str:
-    """Path of the first of these Python versions that this machine has."""
+    """The first of these Python versions that this machine has, else one for uv to fetch."""
     environ = dict(os.environ)
     if shutil.which("pyenv"):  # whose python3.x on the path run only where they are selected
         bare = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True)
@@ -133,7 +135,7 @@ def find_python(versions: tuple[str, ...]) -> str:
             found = subprocess.run(command, capture_output=True, text=True, env=environ)
             if found.returncode == 0:
                 return found.stdout.strip()
-    raise SystemExit(f"none of Python {', '.join(versions)} is on this machine")
+    return versions[0]
 
 
 def environment(uv: str, name: str, envs: Path) -> Path:

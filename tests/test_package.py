@@ -10,13 +10,13 @@ import pytest
 
 import mim_plugins
 
-pytest.importorskip("build", reason="build is not installed (extra dev)")
-
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
 def test_wheel_built_from_the_sdist_works_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("build", reason="build is not installed (extra dev)")
+
     def run(*arguments: str | Path, **environment: str) -> str:
         result = subprocess.run(
             [sys.executable, *map(str, arguments)],
@@ -55,3 +55,12 @@ def test_one_version_everywhere() -> None:
     assert cited
     assert logged
     assert cited[1] == logged[1] == mim_plugins.__version__
+
+
+def test_the_workflow_runs_the_pythons_that_are_promised() -> None:
+    settings = (ROOT / "setup.cfg").read_text()
+    promised = re.findall(r"Programming Language :: Python :: (3\.\d+)", settings)
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text()
+    (run,) = re.findall(r"^ +python: \[(.*)\]$", workflow, re.MULTILINE)
+    assert re.findall(r"[\d.]+", run) == promised
+    assert f"python_requires = >={promised[0]}\n" in settings
