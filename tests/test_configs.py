@@ -5,12 +5,14 @@ configs name, and go through their own pipelines; networks, images and batches a
 """
 
 import argparse
+import csv
 import json
 import pickle
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,7 +61,7 @@ def write_cifar(root: Path, kind: type[CIFAR10], labels: str) -> None:
 
 
 def write_voc(root: Path) -> None:
-    """VOC 2007: images, annotations with several kinds of objects, lists of images."""
+    """VOC: images, annotations with several kinds of objects, lists of images."""
     for split, images in (("trainval", 2 * BATCH), ("test", BATCH)):
         names = [f"{split}{n}" for n in range(images)]
         (root / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
@@ -69,10 +71,52 @@ def write_voc(root: Path) -> None:
             write_image(root / f"JPEGImages/{name}.jpg", n)
             kinds = {"cat": 0, "dog" if n % 2 else "person": 0, "car": int(n > 0)}
             objects = "".join(
-                f"<object><name>{kind}</name><difficult>{difficult}</difficult></object>"
+                f"<object><name>{kind}</name><difficult>{difficult}</difficult><bndbox>"
+                "<xmin>5</xmin><ymin>8</ymin><xmax>60</xmax><ymax>64</ymax></bndbox></object>"
                 for kind, difficult in kinds.items()
             )
-            (root / f"Annotations/{name}.xml").write_text(f"<annotation>{objects}</annotation>")
+            size = "<size><width>80</width><height>72</height><depth>3</depth></size>"
+            (root / f"Annotations/{name}.xml").write_text(
+                f"<annotation>{size}{objects}</annotation>"
+            )
+
+
+def write_coco(root: Path) -> None:
+    """COCO 2017: images, boxes and polygons of two of its 80 categories."""
+    (root / "annotations").mkdir(parents=True)
+    for split, images in (("train2017", BATCH), ("val2017", BATCH)):
+        listed, objects = [], []
+        for n in range(images):
+            write_image(root / split / f"{n}.jpg", n)
+            listed.append({"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 72})
+            for category, (x, y, w, h) in ((1, (2, 3, 40, 50)), (18, (30, 20, 45, 40))):
+                objects.append(
+                    {
+                        "id": len(objects) + 1, "image_id": n, "category_id": category,
+                        "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0,
+                        "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    }
+                )  # fmt: skip
+        categories = [{"id": n + 1, "name": name} for n, name in enumerate(_coco_names())]
+        content = {"images": listed, "annotations": objects, "categories": categories}
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+
+
+def _coco_names() -> list[str]:
+    from mmdet.datasets import CocoDataset
+
+    return list(CocoDataset.METAINFO["classes"])
+
+
+def write_ade(root: Path) -> None:
+    """ADE20K: images, and maps in which 0 is no class and n the class n - 1 of 150."""
+    for split in ("training", "validation"):
+        for n in range(BATCH):
+            write_image(root / "images" / split / f"{n}.jpg", n)
+            labels = np.random.default_rng(n).integers(0, 4, (9, 10), dtype=np.uint8)
+            path = root / "annotations" / split / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels).resize((80, 72), Image.Resampling.NEAREST).save(path)
 
 
 def write_objectnet(root: Path) -> None:
@@ -272,10 +316,168 @@ def _flat(node: object) -> Iterator[torch.Tensor]:
             yield from _flat(each)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def rigged(cfg: Config, category: int) -> Runner:
+    """A probe that answers the same to every image."""
+    runner = Runner.from_cfg(cfg)
+    with torch.no_grad():
+        linear = runner.model.head.layers.head
+        linear.weight.zero_()
+        linear.bias.zero_()[category] = 5.0
+    return runner
+
+
+@pytest.mark.parametrize("name", ["r", "a", "sketch", "v2", "objectnet"])
+def test_variants_are_scored(name: str, data: Path, tmp_path: Path) -> None:
+    """In each one's own layout: the share of images whose class is the one answered."""
+    cfg = Config.fromfile(CONFIGS / "hierarchical/benchmarks/vit-base-p16_linear_variants.py")
+    shrink(cfg, tmp_path, name)
+    root = name if name == "objectnet" else f"imagenet-{name}"
+    cfg.test_dataloader.dataset.data_root = f"data/{root}/"
+    # Images of classes 3, 7 and 512. ObjectNet: a banana, 954 of ImageNet; a bicycle, which is
+    # two of its classes, and paper, none, are left out.
+    share = {7: 100 / 3, 954: 0.0} if name != "objectnet" else {7: 0.0, 954: 100.0}
+    for category, expected in share.items():
+        cfg.experiment_name = f"{name}{category}"
+        metrics = rigged(cfg, category).test()
+        assert metrics["accuracy/top1"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_shape_bias_is_scored(data: Path, tmp_path: Path) -> None:
+    """A probe that sees cats: the shape in a cat of a dog's fur. What upstream's script reads."""
+    name = "hierarchical/benchmarks/vit-base-p16_linear_shape-bias.py"
+    cfg = Config.fromfile(CONFIGS / name)
+    shrink(cfg, tmp_path, name)
+    cfg.test_evaluator.csv_dir = str(tmp_path / "csv")
+    assert rigged(cfg, 281).test() == {"accuracy/top1": 0.5}  # a tabby cat; a cat, a dog
+    (file,) = (tmp_path / "csv").glob("*.csv")
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    answers = {row["imagename"]: (row["category"], row["object_response"]) for row in rows}
+    assert answers == {"cat1-dog2.png": ("cat", "cat"), "dog1-dog2.png": ("dog", "cat")}
+
+
+def test_distances_between_masked_images_as_the_readme_has_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures 2(b) and 2(c) of U-MAE, with the lines of README.md."""
+    text = (CONFIGS / "umae/README.md").read_text()
+    (block,) = [
+        code
+        for code in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
+        if "class_distances(" in code
+    ]
+    for number in range(11):  # the eleventh class is not taken
+        write_image(tmp_path / f"data/imagenet100/val/n{number:02d}/a.JPEG", number, (230, 240))
+    write_image(tmp_path / "data/imagenet100/val/n00/b.JPEG", 0, (230, 240))  # as a.JPEG
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "distances.png").stat().st_size > 1000
+    assert len(names["paths"]) == 11
+    found = names["distances"]
+    # The same image twice is the one pair within a class: under no mask there is one distance,
+    # the largest between two of its patches.
+    image = names["load_images"](names["paths"][:1], 224).double() / 255
+    patches = image.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 1, 4, 5).reshape(196, -1)
+    largest = torch.cdist(patches, patches, compute_mode="donot_use_mm_for_euclid_dist").max()
+    intra = torch.as_tensor(found.intra)
+    assert intra.shape == (5,)
+    assert (intra <= largest + 1e-6).all()
+    assert intra[0] > 0.9 * largest
+    assert intra[-1] < intra[0]  # fewer pairs, a smaller largest one
+
+
+@pytest.fixture(scope="module")
+def dense_data(data: Path) -> Path:
+    folder = data / "data"
+    write_coco(folder / "coco")
+    write_ade(folder / "ade/ADEChallengeData2016")
+    for year in (2007, 2012):
+        write_voc(folder / f"VOCdevkit/VOC{year}")
+    return data
+
+
+def shrink_pixels(node: object) -> None:
+    """An eighth of every side that a pipeline, preprocessor or tester names."""
+    if isinstance(node, list):
+        for each in node:
+            shrink_pixels(each)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("scale", "crop_size", "size", "stride") and isinstance(value, (tuple, list)):
+                node[key] = tuple(side // 8 for side in value)
+            elif key == "scales":
+                node[key] = [tuple(side // 8 for side in each) for each in value]
+            shrink_pixels(value)
+
+
+def shrink_dense(cfg: Config, work_dir: Path, name: str) -> None:
+    """The same parts: a narrow ViT of all its layers, or the ResNet-50; few proposals."""
+    model = cfg.model
+    backbone = model.backbone
+    assert backbone.init_cfg.type == "Pretrained"
+    assert backbone.init_cfg.prefix == "backbone."
+    backbone.init_cfg = None
+    if "VisionTransformer" in backbone.type:
+        backbone.arch = {**VIT, "num_layers": 12}
+        for part in (model.neck, model.get("decode_head"), model.get("auxiliary_head")):
+            for each in part if isinstance(part, list) else [part]:
+                for key in ("embed_dim", "embed_dims", "in_channels"):
+                    if each and key in each:
+                        old = each[key]
+                        each[key] = [VIT["embed_dims"]] * 4 if isinstance(old, list) else 16
+    if "roi_head" in model:
+        if "shared_head" in model.roi_head:
+            model.roi_head.shared_head.init_cfg = None
+        model.train_cfg.rcnn.sampler.num = 8
+        for proposals in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
+            proposals.nms_pre, proposals.max_per_img = 50, 8
+        model.test_cfg.rcnn.score_thr = 0.0  # an untrained model is sure of nothing
+    for part in (model, cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        shrink_pixels(part)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        if "times" in loader.dataset:
+            loader.dataset.times = 1
+    if "max_iters" in cfg.train_cfg:
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    else:
+        cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    for hook in cfg.get("custom_hooks", []):
+        assert hook.type == "mmpretrain.PreciseBNHook"
+        hook.update(num_samples=4, interval=2)
+    cfg.default_hooks.checkpoint = {"type": "CheckpointHook", "interval": -1, "save_last": False}
+    cfg.default_hooks.logger = {"type": "LoggerHook", "interval": 1}
+    cfg.work_dir, cfg.experiment_name = str(work_dir), name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if Path(name).name.startswith(DENSE)])
+def test_dense_runs(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Detection and segmentation, in the environment that scripts/detection_env.sh makes."""
+    pytest.importorskip("mmcv._ext", reason="mmcv has no compiled operators")
+    pytest.importorskip("mmdet", reason="MMDetection is not installed")
+    pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
+    request.getfixturevalue("dense_data")
+    cfg = Config.fromfile(CONFIGS / name)
+    shrink_dense(cfg, tmp_path, name)
+    runner = Runner.from_cfg(cfg)
+    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
+    runner.train()
+    assert runner.iter == 2
+    assert np.isfinite(runner.message_hub.get_scalar("train/loss").current())
+    after = runner.model.state_dict()
+    still = [key for key, value in before.items() if torch.equal(after[key], value)]
+    for part in ("backbone", "neck", "rpn_head", "roi_head", "decode_head"):
+        keys = [key for key in before if key.startswith(f"{part}.")]
+        assert not keys or set(keys) - set(still), part
+    metrics = runner.test()
+    assert np.isfinite(list(metrics.values())).all(), metrics
+    scores = [key for key in metrics if re.search("bbox_mAP$|segm_mAP$|mIoU$|pascal_voc/mAP$", key)]
+    assert len(scores) == (2 if "mask-rcnn" in name else 1), metrics
+    init_default_scope("mmpretrain")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not Path(name).name.startswith(DENSE)])
 def test_runs(name: str, data: Path, tmp_path: Path) -> None:
-    if Path(name).name.startswith(DENSE):
-        pytest.skip("needs MMDetection or MMSegmentation, whose mmcv is compiled")
     cfg = Config.fromfile(CONFIGS / name)
     shrink(cfg, tmp_path, name)
     runner = Runner.from_cfg(cfg)
@@ -398,6 +600,7 @@ def test_mixmask_recipes(data: str) -> None:
             assert (crop.crop_ratio_range, gray.prob) == ((0.2, 1.0), 0.1)
             assert crop.interpolation == "bicubic"
             assert knn.knn_k == 5
+            assert not knn.knn_normalize
             assert not knn.projection
         assert cfg.param_scheduler[-1].end == 1000
         if not step:

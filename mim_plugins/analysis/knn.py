@@ -21,12 +21,15 @@ def knn_top1(
     k: int = 200,
     t: float = 0.1,
     block: int = 256,
+    *,
+    normalize: bool = True,
 ) -> float:
-    """Top-1 accuracy of weighted kNN on l2-normalised features.
+    """Top-1 accuracy of weighted kNN.
 
     Each neighbour votes for its label with weight ``exp(cosine / t)``, as lightly's
     ``knn_predict``: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
-    Discrimination", CVPR 2018.
+    Discrimination", CVPR 2018. Or, without normalisation, ``exp(-distance / t)``: with a large
+    t the equal votes of W-MSE (Ermolov et al., ICML 2021).
 
     Args:
         features, labels: ``(n, D)`` floating and ``(n,)`` integer, to be classified.
@@ -36,6 +39,8 @@ def knn_top1(
         k: Number of neighbours; at most m are taken. Default: 200.
         t: Temperature of the weights. Default: 0.1.
         block: Features classified at once; memory grows with ``block * m``. Default: 256.
+        normalize: Whether features are l2-normalised and compared by their cosine, or taken as
+            they are and compared by their Euclidean distance. Default: True.
 
     Returns:
         Accuracy in [0, 1]; NaN if a feature is NaN or infinite.
@@ -52,12 +57,14 @@ def knn_top1(
     bank, bank_labels = some_labelled("neighbours", bank, bank_labels, num_classes)
     if not (features.isfinite().all() and bank.isfinite().all()):
         return math.nan
-    bank = F.normalize(bank, dim=1).T.contiguous()
+    if normalize:
+        bank, features = F.normalize(bank, dim=1), F.normalize(features, dim=1)
     correct = 0
     for part, truth in zip(features.split(block), labels.split(block), strict=True):
-        cosine, index = (F.normalize(part, dim=1) @ bank).topk(min(k, bank.shape[1]))
+        nearness = part @ bank.T if normalize else -torch.cdist(part, bank)
+        nearest, index = nearness.topk(min(k, len(bank)))
         # Relative to the nearest, so that no weight overflows.
-        weights = ((cosine - cosine[:, :1]) / t).exp()
+        weights = ((nearest - nearest[:, :1]) / t).exp()
         votes = weights.new_zeros(len(part), num_classes).scatter_add_(
             1, bank_labels[index], weights
         )

@@ -30,6 +30,7 @@ class FeatureProbe:
             rate 1e-3.
         knn_k: Number of neighbours, at most all. Default: 200.
         knn_t: Temperature of their weights. Default: 0.1.
+        knn_normalize: Whether neighbours are found among normalised features. Default: True.
 
     Raises:
         TypeError, ValueError: If an argument is out of range.
@@ -43,11 +44,13 @@ class FeatureProbe:
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         knn_k: int = 200,
         knn_t: float = 0.1,
+        knn_normalize: bool = True,
     ) -> None:
         self.num_classes = None if num_classes is None else check_int("num_classes", num_classes)
         self.linear = check_bool("linear", linear)
         self.make_optimizer = optimizer or adamw
         self.knn_k, self.knn_t = check_int("knn_k", knn_k), check_positive("knn_t", knn_t)
+        self.knn_normalize = check_bool("knn_normalize", knn_normalize)
         self.classifier: LinearProbe | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -97,7 +100,9 @@ class FeatureProbe:
         if self.classifier is not None:
             results["linear_top1"] = 100 * self.classifier.top1(features, labels).item()
         if bank is not None:
-            top1 = knn_top1(features, labels, *bank, self.num_classes, self.knn_k, self.knn_t)
+            settings: dict[str, Any] = {"k": self.knn_k, "t": self.knn_t}
+            settings["normalize"] = self.knn_normalize
+            top1 = knn_top1(features, labels, *bank, self.num_classes, **settings)
             results["knn_top1"] = 100 * top1
         return results
 

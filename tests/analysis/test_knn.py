@@ -30,6 +30,24 @@ def test_by_brute_force(k: int, t: float) -> None:
     assert 0.2 < found < 1
 
 
+@pytest.mark.parametrize(("k", "t"), [(1, 1.0), (5, 1e6), (7, 2.0)])
+def test_unnormalised_by_brute_force(k: int, t: float) -> None:
+    """By Euclidean distance; a large temperature gives every neighbour one vote."""
+    (features, labels), (bank, bank_labels) = data(40, 0), data(90, 1)
+    scale = 1 + torch.arange(90)[:, None] % 4  # which a cosine would not see
+    bank = bank * scale
+    correct = 0
+    for feature, label in zip(features.double(), labels.tolist(), strict=True):
+        distances = [float((feature - each).square().sum() ** 0.5) for each in bank.double()]
+        votes = [0.0] * 5
+        for j in sorted(range(90), key=lambda i: distances[i])[:k]:
+            votes[bank_labels[j]] += math.exp(-distances[j] / t)
+        correct += votes.index(max(votes)) == label
+    found = knn_top1(features, labels, bank, bank_labels, 5, k, t, block=16, normalize=False)
+    assert found == pytest.approx(correct / 40)
+    assert found != knn_top1(features, labels, bank, bank_labels, 5, k, t)
+
+
 @pytest.mark.parametrize("k", [1, 20, 90])
 def test_is_lightlys(k: int) -> None:
     benchmarking = pytest.importorskip("lightly.utils.benchmarking", reason="needs lightly")

@@ -1,7 +1,8 @@
 _base_ = './tiny-imagenet_bs512.py'
 
 # The views of SimCLR, BYOL and SimSiam: those of W-MSE (Ermolov et al., 2021), whose settings of
-# SimCLR and BYOL table 8 repeats. Its kNN takes 5 neighbours with equal votes.
+# SimCLR and BYOL table 8 repeats. Its kNN takes 5 neighbours of the
+# features as they are, with equal votes.
 view_pipeline = [
     dict(
         type='RandomApply',
@@ -33,4 +34,4 @@ train_pipeline = [
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
-knn_hook = dict(projection=False, knn_k=5, knn_t=1e3)
+knn_hook = dict(projection=False, knn_k=5, knn_t=1e6, knn_normalize=False)

@@ -44,6 +44,8 @@ class OnlineProbe(MonitorCallback):
         optimizer: Called with the parameters. Default: AdamW, learning rate 1e-3.
         knn_k: Number of neighbours, at most all. Default: 200.
         knn_t: Temperature of their weights. Default: 0.1.
+        knn_normalize: Whether neighbours are found by the cosine, or by the Euclidean distance
+            of features as they are. Default: True.
         features: ``features(module, images) -> (B, D)``. Default: the module's ``backbone``.
         token: Which feature lightly's masked vision transformer has: ``"cls"``, ``"mean"`` of
             the patches, or ``"auto"``: [CLS] if there is one. Default: ``"auto"``.
@@ -69,6 +71,7 @@ class OnlineProbe(MonitorCallback):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         knn_k: int = 200,
         knn_t: float = 0.1,
+        knn_normalize: bool = True,
         features: Features | None = None,
         token: str = "auto",
         images: Getter | None = None,
@@ -97,6 +100,7 @@ class OnlineProbe(MonitorCallback):
             optimizer=optimizer,
             knn_k=knn_k,
             knn_t=knn_t,
+            knn_normalize=knn_normalize,
         )
         self.val_dataloader = val_dataloader
         self.knn_dataloader = knn_dataloader

@@ -71,6 +71,8 @@ class OnlineProbeHook(MonitorHook):
         optimizer (dict): Of the probe. Defaults to AdamW, learning rate 1e-3.
         knn_k (int): Number of neighbours, at most all. Defaults to 200.
         knn_t (float): Temperature of their weights. Defaults to 0.1.
+        knn_normalize (bool): Whether neighbours are found by the cosine, or by the Euclidean
+            distance of features as they are. Defaults to True.
         token (str): Which feature a vision transformer has: ``'cls'``, ``'mean'`` of the
             patches, or ``'auto'``: [CLS] if there is one. Defaults to ``'auto'``.
         projection (bool): Whether to take the output of the algorithm's neck in the place of the
@@ -100,6 +102,7 @@ class OnlineProbeHook(MonitorHook):
         optimizer: dict | None = None,
         knn_k: int = 200,
         knn_t: float = 0.1,
+        knn_normalize: bool = True,
         token: str = "auto",
         projection: bool = False,
         masked: bool = False,
@@ -122,6 +125,7 @@ class OnlineProbeHook(MonitorHook):
             optimizer=lambda parameters: OPTIMIZERS.build({**optimizer, "params": parameters}),
             knn_k=knn_k,
             knn_t=knn_t,
+            knn_normalize=knn_normalize,
         )
         if not (linear or knn):
             raise ValueError(
