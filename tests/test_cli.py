@@ -8,6 +8,8 @@ import pytest
 
 from mim_plugins.__main__ import main
 
+from .warm import run_script
+
 WITHOUT = """
 import runpy, sys
 for name in {absent!r}:
@@ -24,8 +26,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_lists_what_is_there() -> None:
     pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
     pytest.importorskip("lightly", reason="lightly is not installed")
-    result = run("-m", "mim_plugins")
-    assert result.returncode == 0, result.stderr
+    code, output = run_script("-m", "mim_plugins")
+    assert code == 0, output
     for text in (
         "mmpretrain                   usable",
         "lightly                      usable",
@@ -36,8 +38,8 @@ def test_lists_what_is_there() -> None:
         "  UnMix  ",
         "safe_load",
     ):
-        assert text in result.stdout
-    listed = [line for line in result.stdout.splitlines() if line.startswith("  MODELS: ")]
+        assert text in output
+    listed = [line for line in output.splitlines() if line.startswith("  MODELS: ")]
     assert all(len(line.split()) > 3 for line in listed), "every component has a description"
 
 

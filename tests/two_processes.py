@@ -8,12 +8,15 @@ import os
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from .warm import context
 
 TIMEOUT_S = 180
 
@@ -22,7 +25,7 @@ class TwoProcesses:
     """Runs functions as rank 0 and 1 of a process group; started by the first :meth:`run`."""
 
     def __init__(self) -> None:
-        self.processes: list[multiprocessing.Process] = []
+        self.processes: list[ForkServerProcess] = []
         self.connections: list[Connection] = []
         self.folder: TemporaryDirectory | None = None
 
@@ -56,10 +59,9 @@ class TwoProcesses:
 
     def _start(self) -> None:
         self.folder = TemporaryDirectory()
-        context = multiprocessing.get_context("spawn")
         for rank in (0, 1):
-            ours, theirs = context.Pipe()
-            process = context.Process(
+            ours, theirs = multiprocessing.Pipe()
+            process = context().Process(
                 target=_serve, args=(rank, self.folder.name, theirs), daemon=True
             )
             process.start()

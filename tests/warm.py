@@ -1,4 +1,4 @@
-"""Scripts run as ``python script arguments`` in processes in which the frameworks are imported.
+"""Scripts run as by ``python script arguments`` in processes in which the frameworks are imported.
 
 A process starts for every script, forked from one that has imported torch and the frameworks
 (ten seconds each time otherwise), but nothing of mim_plugins: a config's or script's own import
@@ -16,6 +16,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,22 +58,26 @@ def quicken() -> None:
     gc.freeze()
 
 
+def context() -> ForkServerContext:
+    """Processes started by it have the frameworks imported, and nothing of mim_plugins."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([f"{__package__}.warm_preload"])
+    return server
+
+
 def run_script(
-    script: str | Path,
-    *arguments: str | Path,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Exit code and output of ``python script arguments``."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.warm_preload"])
+    """Exit code, negative for a signal, and output of ``python arguments``.
+
+    Args:
+        *arguments: A script, ``-m`` and a module or ``-c`` and code, and what they are given.
+        cwd: Where to run it.
+        env: Changes of the environment.
+    """
     with TemporaryDirectory() as folder:
         output = Path(folder, "output")
-        argv = [str(script), *map(str, arguments)]
-        child = context.Process(
-            target=_main, args=(argv, str(output), str(cwd or os.getcwd()), dict(env or {}))
-        )
-        child.start()
+        child = start_script(*arguments, output=output, cwd=cwd, env=env)
         child.join(TIMEOUT)
         if child.is_alive():
             child.kill()
@@ -80,6 +85,21 @@ def run_script(
         code = child.exitcode
         assert code is not None
         return code, output.read_text(errors="replace") if output.exists() else ""
+
+
+def start_script(
+    *arguments: str | Path,
+    output: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> ForkServerProcess:
+    """As :func:`run_script`, without waiting; what it prints goes to the file ``output``."""
+    argv = [str(each) for each in arguments]
+    child = context().Process(
+        target=_main, args=(argv, str(output), str(cwd or os.getcwd()), dict(env or {}))
+    )
+    child.start()
+    return child
 
 
 def _main(argv: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
@@ -91,11 +111,11 @@ def _main(argv: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
     os.chdir(cwd)
     os.environ.update(env)
     multiprocessing.set_start_method(None, force=True)  # the system's, for data loaders
-    sys.argv = argv
-    sys.path.insert(0, str(Path(argv[0]).resolve().parent))
+    multiprocessing.process._parent_process = None  # a script's first process has none
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     code = 0
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        _run(argv)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if isinstance(stop.code, str):
@@ -106,3 +126,18 @@ def _main(argv: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _run(argv: list[str]) -> None:
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    elif argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        sys.path.insert(0, "")
+        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = argv
+        sys.path.insert(0, str(Path(argv[0]).resolve().parent))
+        runpy.run_path(argv[0], run_name="__main__")

@@ -3,10 +3,7 @@
 import collections
 import copy
 import functools
-import os
 import pickle
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from mim_plugins.masking import (
 from mim_plugins.mixing import MixMask
 from mim_plugins.regularizers import UniformityLoss
 
+from ..warm import run_script
 from .modules import MAE, BlockMasked, Unmasked
 
 STOCK = utils.random_token_mask
@@ -502,15 +500,10 @@ if __name__ == "__main__":
 def test_two_processes(strategy: str, tmp_path: Path) -> None:
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
-    result = subprocess.run(
-        [sys.executable, str(script), strategy, str(tmp_path / "weights.pt")],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert "world size 2" in result.stdout
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    code, output = run_script(script, strategy, tmp_path / "weights.pt", env=env)
+    assert code == 0, output[-3000:]
+    assert "world size 2" in output
     trained = torch.load(tmp_path / "weights.pt")
     pl.seed_everything(0, verbose=False)
     model = MAE()

@@ -1,11 +1,8 @@
 """Every remedy against the fault it mends, which is first shown to be there."""
 
 import io
-import os
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -28,19 +25,15 @@ from torchvision.transforms import functional as F
 from mim_plugins.apps.photos import photo_crops
 from mim_plugins.mmpretrain import remedies
 
+from ..warm import run_script
+
 STATES = {status.name: status.state for status in remedies.status()}
 
 
 def run(code: str, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+    returned, output = run_script("-c", code, env=environment)
+    assert returned == 0, output
+    return output
 
 
 def test_states_are_known() -> None:
@@ -74,15 +67,10 @@ def test_one_remedy_can_be_switched_off() -> None:
 
 def test_unknown_remedy_is_refused() -> None:
     code = "import mim_plugins.mmpretrain"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, remedies.SWITCH: "hue"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
-    assert f"{remedies.SWITCH} may name 'all' or" in result.stderr
-    assert "got hue" in result.stderr
+    returned, output = run_script("-c", code, env={remedies.SWITCH: "hue"})
+    assert returned == 1
+    assert f"{remedies.SWITCH} may name 'all' or" in output
+    assert "got hue" in output
 
 
 def test_it_is_said_once() -> None:
@@ -135,7 +123,8 @@ torch.save({"history": HistoryBuffer([1.0, 3.0], [1, 1]), "arrays": arrays,
             "scalars": [np.float32(0.5), np.bool_(True), np.int64(-3)]}, sys.argv[1])
 """
     path, again = tmp_path / "stock.pth", tmp_path / "again.pth"
-    subprocess.run([sys.executable, "-c", code, path], check=True)
+    returned, output = run_script("-c", code, path)
+    assert returned == 0, output
     expected = torch.load(path, weights_only=False)
     allowed = torch.serialization.get_safe_globals()
     for _ in range(2):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from ..warm import run_script
 from .cases import CASES
 from .interrupt import EPOCHS, STEPS, UNSEEDED
 
@@ -26,19 +24,15 @@ def test_resumed_runs_end_with_the_same_weights(framework: str, tmp_path: Path) 
     names = [str(case) for case in CASES if case.framework == framework]
     if not names:
         pytest.skip(f"{framework} is not installed")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.robustness.interrupt", str(tmp_path), f"{framework}-"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
+    code, output = run_script(
+        "-m", "tests.robustness.interrupt", tmp_path, f"{framework}-",
+        cwd=ROOT, env={"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert code == 0, output[-4000:]
     ended = json.loads((tmp_path / "ended.json").read_text())
     assert list(ended) == [*names, names[0] + UNSEEDED]
     expected = {"through": 0, "killed": -signal.SIGKILL, "resumed": 0}
-    assert all(each == expected for each in ended.values()), (ended, result.stdout[-4000:])
+    assert all(each == expected for each in ended.values()), (ended, output[-4000:])
     differ = {name: differences(tmp_path, name) for name in names}
     assert not any(differ.values()), {name: keys for name, keys in differ.items() if keys}
     # Without the remedy stock does not, and the comparison notices.
@@ -95,14 +89,11 @@ def test_the_stock_tool_resumes_exactly(photo_folder: Path, tmp_path: Path) -> N
         "custom_imports = dict(imports=['mim_plugins.mmpretrain', 'kill'])\n"
         "custom_hooks = [dict(type='EpochSeedHook'), dict(type='KillHook')]\n"
     )
-    result = subprocess.run(
-        [sys.executable, TOOLS / "train.py", killed, "--work-dir", tmp_path / "halves"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    code, output = run_script(
+        TOOLS / "train.py", killed, "--work-dir", tmp_path / "halves", env=env
     )
-    assert result.returncode == -signal.SIGKILL, result.stdout[-4000:]
+    assert code == -signal.SIGKILL, output[-4000:]
     assert not (tmp_path / "halves/epoch_2.pth").exists()
     run_tool("train", path, "--work-dir", tmp_path / "halves", "--resume")
     assert re.search("resumed epoch: 1, iter: 2", read_log(tmp_path / "halves"))

@@ -37,8 +37,8 @@ PIPELINES = {
     ),
     "moco": (
         "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k.py",
-        "model = dict(queue_len=16, backbone=dict(depth=18), "
-        "neck=dict(in_channels=512, hid_channels=64))\n",
+        "model = dict(queue_len=16, backbone=dict(depth=18, stem_channels=8, base_channels=8), "
+        "neck=dict(in_channels=64, hid_channels=64))\n",
         (TWO_VIEWS,),
         64,
     ),

@@ -1,5 +1,4 @@
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -9,8 +8,6 @@ import pytest
 pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
@@ -23,6 +20,7 @@ from mim_plugins.mmpretrain.analysis import features as features_module
 from mim_plugins.mmpretrain.analysis.features import extract_features, preprocess, unwrap
 
 from ...figures import none_left
+from ...two_processes import TwoProcesses
 from ..algorithms import CONTRASTIVE, MASKED, build_runner
 
 MAE = next(iter(MASKED))
@@ -326,9 +324,6 @@ def test_resumed_run_equals_one_run(photo_folder: Path, tmp_path: Path) -> None:
 
 
 def ddp_worker(rank: int, folder: str, photos: str) -> None:
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = str(rank)
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     for watched in (False, True):
         runner = build_runner(
             MAE, Path(photos), Path(folder) / f"watched{watched}", images=8, batch=2,
@@ -354,11 +349,10 @@ def ddp_worker(rank: int, folder: str, photos: str) -> None:
                 "val": probe._encode(runner, probe._loaders["val"]),
             }
         torch.save(result, f"{folder}/{watched}{rank}.pt")
-    dist.destroy_process_group()
 
 
-def test_two_processes(photo_folder: Path, tmp_path: Path) -> None:
-    mp.spawn(ddp_worker, (str(tmp_path), str(photo_folder)), nprocs=2)
+def test_two_processes(photo_folder: Path, tmp_path: Path, two_processes: TwoProcesses) -> None:
+    two_processes.run(ddp_worker, str(tmp_path), str(photo_folder))
     plain = torch.load(tmp_path / "False0.pt", weights_only=False)
     ranks = [torch.load(tmp_path / f"True{rank}.pt", weights_only=False) for rank in (0, 1)]
     for key, value in plain["model"].items():
