@@ -12,6 +12,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 FRAMEWORKS = ("torch", "mmengine.runner", "mmpretrain", "lightly", "pytorch_lightning")
 TIMEOUT = 900  # seconds
@@ -51,7 +53,10 @@ def quicken() -> None:
         from mmengine.runner import runner
 
         runner.collect_env = dict
-        config.FormatCode = lambda text, **style: (text, False)
+        config.FormatCode = lambda text, **style: (
+            re.sub(r"^(\w+)=", r"\1 = ", text, flags=re.MULTILINE),
+            True,
+        )
         if not hasattr(utils.load, "cache_clear"):
             utils.load = functools.cache(utils.load)
     gc.collect()
@@ -100,6 +105,37 @@ def start_script(
     )
     child.start()
     return child
+
+
+class Fork:
+    """``subprocess.Popen([python, *arguments], env=...)`` in a process started by this module."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **pipes: Any) -> None:
+        ours, theirs = os.pipe()
+        self.process = multiprocessing.get_context("fork").Process(
+            target=_main, args=(command[1:], f"/dev/fd/{theirs}", os.getcwd(), env)
+        )
+        self.process.start()
+        os.close(theirs)
+        self.stdout = os.fdopen(ours, errors="replace")
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        self.stdout.close()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
+        return self.returncode
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
 
 
 def _main(argv: list[str], output: str, cwd: str, env: dict[str, str]) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,21 +17,31 @@ from PIL import Image
 from mim_plugins._configs import config_folder
 from mim_plugins.apps.demo import PRETRAIN, PROBE, main, prepare_data
 
+from ..warm import run_script, start_script
+
+# As ``python -m mim_plugins``, but that the stock tool's four runs are forks.
+FORKING = f"""
+import subprocess
+import sys
+from types import SimpleNamespace
+sys.path.append({str(Path(__file__).parents[2])!r})
+from mim_plugins.__main__ import main
+from mim_plugins.apps import demo
+from tests.warm import Fork
+demo.subprocess = SimpleNamespace(**{{**vars(subprocess), "Popen": Fork}})
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 @pytest.mark.slow
 def test_from_end_to_end(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "mim_plugins", "demo", "--data", photo_folder, "--out", out),
-            *("--epochs", "1", "--probe-epochs", "1"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    code, output = run_script(
+        *("-c", FORKING, "demo", "--data", photo_folder, "--out", out),
+        *("--epochs", "1", "--probe-epochs", "1"),
         cwd=tmp_path,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert code == 0, output[-4000:]
     results = json.loads((out / "results.json").read_text())["results"]
     for runs in results.values():
         assert len(runs) == 1
@@ -42,7 +50,7 @@ def test_from_end_to_end(photo_folder: Path, tmp_path: Path) -> None:
         assert 1 <= runs[0]["effective_rank"] <= 100
         assert 0 <= runs[0]["linear_accuracy"] <= 100
     assert results["random"][0]["loss_random_masks"] != results["dpp"][0]["loss_random_masks"]
-    assert "| DPP masks |" in result.stdout
+    assert "| DPP masks |" in output
     with Image.open(out / "report.png") as picture:
         assert picture.width > 500
         assert len(picture.convert("L").getcolors(256)) > 50
@@ -149,7 +157,7 @@ main(["--data", {str(photo_folder)!r}, "--out", "out"])
 """
     out = tmp_path / "out"
     for number, end in enumerate((signal.SIGTERM, signal.SIGINT)):
-        parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+        parent = start_script("-c", code, output=tmp_path / "output", cwd=tmp_path)
         pid = out / "random_seed0" / "pid"
         for _ in range(1200):
             time.sleep(0.1)
@@ -158,8 +166,10 @@ main(["--data", {str(photo_folder)!r}, "--out", "out"])
         child = int(pid.read_text())
         os.kill(child, 0)  # it is there
         (out / "random_seed0" / "epoch_9.pth").touch()
-        parent.send_signal(end)
-        assert parent.wait(timeout=60) == (143, 130)[number]
+        assert parent.pid is not None
+        os.kill(parent.pid, end)
+        parent.join(60)
+        assert parent.exitcode == (143, 130)[number]
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
         pid.unlink()
