@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mim_plugins.analysis import effective_rank
+from mim_plugins.analysis.online_probe import FeatureProbe
 from mim_plugins.mmpretrain.analysis import features as features_module
 from mim_plugins.mmpretrain.analysis.features import extract_features, preprocess, unwrap
 
@@ -223,6 +224,27 @@ class Recorder(Hook):
         runner.model.backbone.register_forward_hook(
             lambda module, args, output: self.masks.append(output[1])
         )
+
+
+def test_probe_learns_from_masked_images_if_asked(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps twice, the hook changing nothing in them: only its features differ."""
+    seen: list[Tensor] = []
+
+    def step(probe: FeatureProbe, features: Tensor, labels: Tensor) -> dict:
+        seen.append(features)
+        return {}
+
+    monkeypatch.setattr(FeatureProbe, "step", step)
+    for masked in (False, False, True):
+        hook = {"type": "OnlineProbeHook", "num_classes": 15, "masked": masked}
+        run(MAE, photo_folder, tmp_path / str(len(seen)), hook)
+    assert len(seen) == 6
+    for whole, again, masked in zip(seen[:2], seen[2:4], seen[4:], strict=True):
+        assert torch.equal(whole, again)
+        assert whole.shape == masked.shape
+        assert (whole - masked).abs().amax() > 1e-3
 
 
 def test_picture_shows_the_masks_of_the_step(photo_folder: Path, tmp_path: Path) -> None:
