@@ -27,6 +27,7 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.datasets import CIFAR10, CIFAR100
 from mmpretrain.datasets.utils import calculate_md5
+from mmpretrain.engine.hooks import precise_bn_hook
 from mmpretrain.registry import MODELS
 from PIL import Image
 
@@ -405,7 +406,7 @@ def shrink_pixels(node: object) -> None:
         for key, value in node.items():
             if key in ("scale", "crop_size", "size", "stride") and isinstance(value, (tuple, list)):
                 node[key] = tuple(side // 8 for side in value)
-            elif key == "scales":
+            elif key == "scales" and isinstance(value[0], (tuple, list)):  # not of anchors
                 node[key] = [tuple(side // 8 for side in each) for each in value]
             shrink_pixels(value)
 
@@ -451,12 +452,24 @@ def shrink_dense(cfg: Config, work_dir: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if Path(name).name.startswith(DENSE)])
-def test_dense_runs(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_dense_runs(
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Detection and segmentation, in the environment that scripts/detection_env.sh makes."""
     pytest.importorskip("mmcv._ext", reason="mmcv has no compiled operators")
     pytest.importorskip("mmdet", reason="MMDetection is not installed")
     pytest.importorskip("mmseg", reason="MMSegmentation is not installed")
     request.getfixturevalue("dense_data")
+    precise, update = [], precise_bn_hook.update_bn_stats
+
+    def update_bn_stats(*args: Any, **options: Any) -> None:
+        precise.append(args)
+        update(*args, **options)
+
+    monkeypatch.setattr(precise_bn_hook, "update_bn_stats", update_bn_stats)
     cfg = Config.fromfile(CONFIGS / name)
     shrink_dense(cfg, tmp_path, name)
     runner = Runner.from_cfg(cfg)
@@ -465,6 +478,7 @@ def test_dense_runs(name: str, request: pytest.FixtureRequest, tmp_path: Path) -
     assert runner.iter == 2
     assert np.isfinite(runner.message_hub.get_scalar("train/loss").current())
     after = runner.model.state_dict()
+    assert len(precise) == len(cfg.get("custom_hooks", []))  # after the second step
     still = [key for key, value in before.items() if torch.equal(after[key], value)]
     for part in ("backbone", "neck", "rpn_head", "roi_head", "decode_head"):
         keys = [key for key in before if key.startswith(f"{part}.")]
