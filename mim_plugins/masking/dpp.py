@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,18 @@ from .._check import check_choice, check_share
 from .._device import is_traced, widest_dtype
 from . import _numba, _triton, _triton_kdpp, frozen
 from .base import Masking
-from .kernels import ENCODER, FEATURES, check_kernel, patch_kernel, unit_features
+from .kernels import (
+    ENCODER,
+    FEATURES,
+    check_kernel,
+    in_range,
+    patch_kernel,
+    unit_features,
+    unit_sides,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Of the largest diagonal element. Gains below this are rounding: the patch lies in the span
 # of those already chosen.
@@ -121,10 +132,49 @@ class DPPMasking(Masking):
     ) -> Tensor:
         if self.tau == 1.0:
             return noise
-        ids_keep = self.choose(self.similarity(images, grid), num_keep, noise, generator)
+        if self.has_compiled_path and not is_traced(images) and _numba.usable_for(images):
+            pixels = images.detach()
+            pixels = pixels if pixels.dtype == torch.uint8 else pixels.float()
+            kept = self.choose_from_pixels(
+                pixels.numpy(), 1, grid, num_keep, noise.double().contiguous().numpy()
+            )
+            ids_keep = torch.from_numpy(kept)
+        else:
+            ids_keep = self.choose(self.similarity(images, grid), num_keep, noise, generator)
         # Chosen units first, in the order of their choice; the others as random masking.
         order = torch.arange(-num_keep, 0, device=noise.device, dtype=noise.dtype)
         return noise.scatter(1, ids_keep, order.expand_as(ids_keep))
+
+    @property
+    def has_compiled_path(self) -> bool:
+        """Whether :meth:`choose_from_pixels` does what :meth:`scores` does."""
+        return (
+            _numba.INSTALLED
+            and self.method == "greedy"
+            and self.features in FEATURES
+            and type(self).similarity is DPPMasking.similarity
+            and type(self).choose is DPPMasking.choose
+        )
+
+    def choose_from_pixels(
+        self, images: np.ndarray, channels: int, grid: tuple[int, int], k: int, noise: np.ndarray
+    ) -> np.ndarray:
+        """Units to keep, as of :meth:`choose`, see ``_numba.greedy_from_pixels``."""
+        assert isinstance(self.features, str)
+        assert self.tau is not None
+        height, width = images.shape[2] // grid[0], images.shape[3] // channels // grid[1]
+        side = unit_sides(height, width, self.features)
+        bandwidth = 0.0 if self.bandwidth is None else in_range(self.bandwidth)
+        return _numba.greedy_from_pixels(
+            images,
+            channels,
+            grid,
+            side,
+            None if self.kernel == "cosine" else bandwidth,
+            k,
+            max(self.tau, SMALLEST_GAIN),
+            noise,
+        )
 
     def similarity(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``.

@@ -22,7 +22,7 @@ ENCODER = "encoder"  # the patch tokens of the model that is masked, which gives
 POOLED_SIDE = 4  # "pooled" features: each masking unit averaged down to 4 x 4 pixels
 # Relative float32 rounding of a squared distance. Taken off, it makes equal patches, whose
 # distance is nothing but rounding, exactly equal.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 LARGEST = 1e6  # squares of larger values would overflow
 MEDIAN_ROWS = 32
 
@@ -34,6 +34,18 @@ def check_kernel(kernel: str, bandwidth: float | None) -> None:
         raise ValueError(f"bandwidth applies to kernel='rbf' only, got kernel={kernel!r}")
     if bandwidth is not None:
         check_positive("bandwidth", bandwidth)
+
+
+def in_range(bandwidth: float) -> float:
+    """The nearest bandwidth whose square neither vanishes nor overflows in float32."""
+    return min(max(bandwidth, 1e-18), 1e18)
+
+
+def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:
+    """Height and width in pixels of what describes a unit of ``height`` x ``width``."""
+    if features == "pooled" and min(height, width) > POOLED_SIDE:
+        return POOLED_SIDE, POOLED_SIDE
+    return height, width
 
 
 def unit_features(
@@ -71,9 +83,7 @@ def unit_features(
         vectors = frozen.patch_tokens(features, images, grid)
     else:
         pixels = images if images.is_floating_point() else images.float()
-        side_h, side_w = height // rows, width // cols
-        if features == "pooled" and min(side_h, side_w) > POOLED_SIDE:
-            side_h = side_w = POOLED_SIDE
+        side_h, side_w = unit_sides(height // rows, width // cols, features)
         if (rows * side_h, cols * side_w) != (height, width):
             pixels = F.adaptive_avg_pool2d(pixels, (rows * side_h, cols * side_w))
         pixels = pixels.reshape(batch, channels, rows, side_h, cols, side_w)
@@ -125,7 +135,7 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
         else:
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
-            norms = x.square().sum(dim=2) * (1 - _ROUNDING)
+            norms = x.square().sum(dim=2) * (1 - ROUNDING)
             distances = norms[:, :, None] + norms[:, None, :]
             distances = distances.baddbmm_(x, x.mT, alpha=-2).clamp_(min=0.0).float()
             if bandwidth is None:
@@ -133,8 +143,7 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
                 # More than half of the pairs equal: the limit bandwidth -> 0.
                 distances.div_(scale.clamp_(min=torch.finfo(torch.float32).tiny))
             else:
-                # The nearest one whose square neither vanishes nor overflows.
-                distances.div_(min(max(bandwidth, 1e-18), 1e18) ** 2)
+                distances.div_(in_range(bandwidth) ** 2)
             similarity = distances.div_(-2).exp_()
     similarity.diagonal(dim1=1, dim2=2).fill_(1.0)
     return similarity

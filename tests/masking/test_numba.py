@@ -1,4 +1,4 @@
-"""The compiled greedy stage: threads, forked processes, extreme kernels and pixels."""
+"""The compiled loops: PyTorch's masks, threads, forked processes, extreme kernels and pixels."""
 
 import multiprocessing
 
@@ -9,7 +9,8 @@ import torch
 pytest.importorskip("numba", reason="numba is not installed")
 
 from mim_plugins.apps.photos import PHOTOS, photo_crops
-from mim_plugins.masking import DPPMasking, RandomMasking, greedy_map
+from mim_plugins.masking import DPPMasking, RandomMasking, _numba, greedy_map
+from mim_plugins.masking.kernels import unit_features
 
 
 def photos(size: int = 224) -> np.ndarray:
@@ -20,6 +21,67 @@ def photos(size: int = 224) -> np.ndarray:
 
 def random_numbers(batch: int, num: int) -> torch.Tensor:
     return torch.rand(batch, num, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(
+    ("size", "unit", "settings"),
+    [
+        (224, 16, {}),
+        (192, 32, {}),
+        (224, 14, {}),  # averaged over windows that overlap
+        (64, 4, {}),  # as small as they are
+        (96, 16, {"features": "pixels"}),
+        (96, 16, {"bandwidth": 2.0}),
+        (96, 16, {"kernel": "cosine"}),
+        (96, 16, {"kernel": "cosine", "features": "pixels"}),
+    ],
+    ids=str,
+)
+def test_from_pixels_to_masks_as_in_pytorch(
+    size: int, unit: int, settings: dict, tau: float
+) -> None:
+    """Features, kernel and greedy choice one after the other, in PyTorch."""
+    pixels = torch.from_numpy(photos(size)).permute(0, 3, 1, 2)[:, :, unit:]  # not square
+    grid = size // unit - 1, size // unit
+    noise = random_numbers(len(pixels), grid[0] * grid[1])
+    num_keep = noise.shape[1] // 4
+    masking = DPPMasking(tau=tau, **settings)
+    assert masking.has_compiled_path
+    for images in (pixels, pixels.contiguous(), pixels / 255, pixels.double()[:, :1] / 255):
+        kept = masking.scores(images, grid, num_keep, noise, None).argsort(dim=1)[:, :num_keep]
+        similarity = masking.similarity(images, grid)
+        expected = masking.choose(similarity, num_keep, noise)
+        differ = (kept.sort().values != expected.sort().values).any(dim=1)
+        assert differ.float().mean() <= 0.04  # at most one: by the last digit of a float32
+
+
+@pytest.mark.parametrize("sides", [(224, 224), (112, 196), (28, 28)])
+@pytest.mark.parametrize("features", ["pooled", "pixels"])
+def test_averages_bit_for_bit(sides: tuple[int, int], features: str) -> None:
+    pixels = photos()[:2, : sides[0], : sides[1]]
+    grid = sides[0] // 14, sides[1] // 14
+    side = (4, 4) if features == "pooled" else (14, 14)
+    expected = unit_features(torch.from_numpy(pixels).permute(0, 3, 1, 2), grid, features)
+    for image, units in zip(pixels, expected.numpy(), strict=True):
+        last = np.ascontiguousarray(image).reshape(1, len(image), -1)
+        first = np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32)
+        np.testing.assert_array_equal(_numba._pooled(last, 3, *grid, *side).T, units)
+        np.testing.assert_array_equal(_numba._pooled(first, 1, *grid, *side).T, units)
+
+
+def test_a_similarity_of_ones_own_is_used() -> None:
+    class Own(DPPMasking):
+        def similarity(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+            return torch.eye(grid[0] * grid[1]).expand(len(images), -1, -1)
+
+    images = torch.from_numpy(photos(96)).permute(0, 3, 1, 2).float()
+    noise = random_numbers(len(images), 36)
+    own, expected = Own(tau=0.0)(images, noise=noise), noise.argmin(dim=1)
+    # All gains are equal: after the random start the units come in order.
+    assert torch.equal(own.ids_keep[:, 0], expected)
+    assert all(ids[1:] == sorted(ids[1:]) for ids in own.ids_keep.tolist())
+    assert max(own.ids_keep[:, 1:].flatten().tolist()) < 9
 
 
 def test_same_masks_whatever_the_number_of_threads() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -124,8 +125,11 @@ class MaskGenerator(BaseTransform):
                 f"{given} must mask at least one and not all of {self.num_units} masking units"
             )
         self.masking.check_grid(self.grid)
-        if isinstance(self.masking, DPPMasking):
-            # Compiles now, rather than in every data-loader worker; draws nothing.
+        self._levels = np.arange(self.num_units - 1, -1, -1, dtype=np.float32) / self.num_units
+        # Compiles now, rather than in every data-loader worker; draws nothing.
+        if isinstance(self.masking, DPPMasking) and self.masking.has_compiled_path:
+            self._mask(np.zeros((*self.grid, 3), dtype=np.uint8), np.arange(self.num_units))
+        elif isinstance(self.masking, DPPMasking):
             greedy_map(torch.eye(2)[None], 1, noise=torch.zeros(1, 2))
 
     def transform(self, results: dict) -> dict:
@@ -152,17 +156,29 @@ class MaskGenerator(BaseTransform):
         return not any(side % units for side, units in zip(sides, self.grid, strict=True))
 
     def _mask(self, image: np.ndarray, order: np.ndarray) -> np.ndarray:
-        noise = torch.empty(1, self.num_units)
-        noise[0, order] = torch.arange(self.num_units - 1, -1, -1) / self.num_units
-        pixels = np.ascontiguousarray(image, dtype=np.float32)
-        images = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)[None]
-        num_keep = self.num_units - self.num_mask
-        with torch.no_grad():
-            scores = self.masking.scores(images, self.grid, num_keep, noise, None)
+        noise = np.empty((1, self.num_units))
+        noise[0, order] = self._levels
         mask = np.ones(self.num_units, dtype=int)
-        mask[scores[0].argsort()[:num_keep].numpy()] = 0
+        mask[self._kept(image if image.ndim == 3 else image[:, :, None], noise)] = 0
         square = mask.reshape(self.grid)
         return square.repeat(self.scale, axis=0).repeat(self.scale, axis=1)
+
+    def _kept(self, image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """The units to keep of ``image (H, W, C)``."""
+        num_keep = self.num_units - self.num_mask
+        pixels = image if image.dtype == np.uint8 else image.astype(np.float32)
+        if pixels.strides[1] < 0:  # a mirrored view, slow to copy in numpy
+            pixels = cv2.flip(np.ascontiguousarray(pixels[:, ::-1]), 1).reshape(image.shape)
+        if isinstance(self.masking, DPPMasking) and self.masking.has_compiled_path:
+            height, width, channels = image.shape
+            planes = pixels.reshape(1, 1, height, width * channels)
+            return self.masking.choose_from_pixels(planes, channels, self.grid, num_keep, noise)[0]
+        images = torch.from_numpy(np.require(pixels, np.float32, ["C", "W"])).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            scores = self.masking.scores(
+                images, self.grid, num_keep, torch.from_numpy(noise).float(), None
+            )
+        return scores[0].argsort()[:num_keep].numpy()
 
     def __repr__(self) -> str:
         return (
