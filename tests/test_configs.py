@@ -321,7 +321,8 @@ def rigged(cfg: Config, category: int) -> Runner:
     """A probe that answers the same to every image."""
     runner = Runner.from_cfg(cfg)
     with torch.no_grad():
-        linear = runner.model.head.layers.head
+        head = runner.model.head
+        linear = head.fc if hasattr(head, "fc") else head.layers.head
         linear.weight.zero_()
         linear.bias.zero_()[category] = 5.0
     return runner
@@ -341,6 +342,19 @@ def test_variants_are_scored(name: str, data: Path, tmp_path: Path) -> None:
         cfg.experiment_name = f"{name}{category}"
         metrics = rigged(cfg, category).test()
         assert metrics["accuracy/top1"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_background_challenge_is_scored(data: Path, tmp_path: Path) -> None:
+    """Each variant of README.md by its own images, of which one gets two more of class 0."""
+    name = "dppmask/benchmarks/vit-base-p16_8xb128-coslr-100e_in9l.py"
+    for more in range(2):
+        write_image(data / f"data/bg_challenge/mixed_rand/val/00_kind/more{more}.JPEG", more)
+    for variant, share in (("original", 1 / 9), ("mixed_same", 1 / 9), ("mixed_rand", 3 / 11)):
+        cfg = Config.fromfile(CONFIGS / name)
+        shrink(cfg, tmp_path, f"{name}-{variant}")
+        cfg.test_dataloader.dataset.data_root = f"data/bg_challenge/{variant}/"
+        metrics = rigged(cfg, 0).test()
+        assert metrics["accuracy/top1"] == pytest.approx(100 * share, abs=1e-3)
 
 
 def test_shape_bias_is_scored(data: Path, tmp_path: Path) -> None:
@@ -471,6 +485,13 @@ def test_dense_runs(
 
     monkeypatch.setattr(precise_bn_hook, "update_bn_stats", update_bn_stats)
     cfg = Config.fromfile(CONFIGS / name)
+    length = re.search(r"-(\d+)(k|e|x)_", name)
+    assert length
+    unit = {"k": ("max_iters", 1000), "e": ("max_epochs", 1), "x": ("max_epochs", 12)}[length[2]]
+    assert cfg.train_cfg[unit[0]] == int(length[1]) * unit[1]
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg[unit[0]]
+    for hook in cfg.get("custom_hooks", []):  # 200 batches of 16 before each evaluation
+        assert (hook.num_samples, hook.interval) == (3200, cfg.train_cfg.val_interval)
     shrink_dense(cfg, tmp_path, name)
     runner = Runner.from_cfg(cfg)
     before = {key: value.clone() for key, value in runner.model.state_dict().items()}
@@ -662,6 +683,27 @@ def test_pretraining_batches_are_the_papers() -> None:
             assert gpus * cfg.train_dataloader.batch_size * counts == images, path.name
             assert cfg.param_scheduler[0].type == "LinearLR"
             assert cfg.param_scheduler[0].end == warm_up, path.name
+
+
+def test_usimmim_is_simmims_own_setting() -> None:
+    """Of its ViT-B: schedule (800 epochs with a drop at 700, in 200), masks, network."""
+    (path,) = (CONFIGS / "umae").glob("usimmim_vit*.py")
+    cfg = Config.fromfile(path)
+    warm, steps = cfg.param_scheduler
+    assert warm.start_factor * 1e-4 == pytest.approx(5e-7)
+    assert (steps.milestones, steps.gamma, steps.end) == ([175], 0.1, 200)
+    (masks,) = (s for s in cfg.train_dataloader.dataset.pipeline if "Mask" in s.type)
+    assert (masks.mask_patch_size, masks.model_patch_size, masks.mask_ratio) == (32, 16, 0.6)
+    cfg.model.backbone.arch = VIT
+    cfg.model.neck.in_channels = VIT["embed_dims"]
+    init_default_scope("mmpretrain")
+    backbone = MODELS.build(cfg.model).backbone
+    names = {key for key, _ in backbone.named_parameters()}
+    assert [key for key in names if "relative_position_bias_table" in key] == [
+        "rel_pos_bias.relative_position_bias_table"  # one for all layers
+    ]
+    assert not [key for key in names if "pos_embed" in key]
+    assert cfg.model.backbone.drop_path_rate == 0.1
 
 
 def test_lambda_of_umae_is_the_published_one() -> None:
