@@ -264,6 +264,7 @@ class Draws:
         """``(number, patches)`` bool, the masks that the batch holds."""
         assert self.plugin.masking is not None
         mask = entry_of("masking", self.batch, self.plugin.masking)
+        mask = mask.mask if isinstance(mask, PatchMask) else mask
         is_mask = isinstance(mask, Tensor) and mask.ndim > 1
         if not is_mask or mask.flatten(1).shape != (number, patches):
             raise ValueError(

@@ -67,8 +67,9 @@ def wrap(
     Args:
         model: An instance of an unmodified module. It is changed in place.
         masking: The mask generator, e.g. ``DPPMasking(tau=0.5)``; or, for masks that come with
-            the data, where in a batch they are: a key, an index or a function of it, to masks
-            ``(B, N)`` or ``(B, rows, columns)``, True = removed, equally many in each image.
+            the data, where in a batch they are: a key, an index or a function of it, to a
+            :class:`PatchMask` or masks ``(B, N)`` or ``(B, rows, columns)``, True = removed,
+            equally many in each image.
             Default: the module's own masks.
         regularizers: Terms of different types, e.g. ``[UniformityLoss(weight=0.01)]``; one of
             weight 0 is left out. Default: none.
