@@ -17,13 +17,14 @@ class ColoredNoiseMasking(Masking):
     """Units are ranked by white noise from which a filter has removed frequencies.
 
     Hinojosa et al., "ColorMAE: Exploring data-independent masking strategies in Masked
-    AutoEncoders", arXiv 2407.13036, section 3: with a Gaussian filter ``G_sigma`` of the
+    AutoEncoders", arXiv 2407.13036: with a Gaussian filter ``G_sigma`` of the
     noise W, red noise is ``G_sigma W`` (low frequencies: large blobs), blue noise
     ``W - G_sigma W`` (high: evenly spread), green noise ``G_sigma1 W - G_sigma2 W`` with
     ``sigma1 < sigma2`` (middle: blobs of one size), purple noise W without its green part
     (high and low). Written from the description; where the paper cuts its masks out of large
     precomputed noise, here every mask has noise of its own, filtered on the grid of units as
-    if it were periodic, so that no border is special. Units of the largest noise are kept.
+    if it were periodic, so that no border is special. Units of the largest noise are kept, as
+    in the authors' code. The paper's widths are not known here; the defaults are our own.
 
     Args:
         color: ``"red"``, ``"blue"``, ``"green"`` or ``"purple"``. Default: ``"green"``, the

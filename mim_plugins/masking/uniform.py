@@ -15,7 +15,7 @@ class UniformMasking(Masking):
     """The same number of visible units in every window of the grid, at random places.
 
     Li et al., "Uniform Masking: Enabling MAE Pre-training for Pyramid-based Vision
-    Transformers with Locality", arXiv 2205.10063, section 3.2 (uniform sampling): of every
+    Transformers with Locality", arXiv 2205.10063, abstract (uniform sampling): of every
     2 x 2 window one patch is visible, which is random within it. At ``mask_ratio`` 0.75 this
     is that; at other ratios windows differ by one visible unit at most, at random. Written
     from the paper's description; its second stage, which masks some visible patches by mask
