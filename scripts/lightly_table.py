@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import inspect
 import logging
 import sys
@@ -133,13 +134,16 @@ def attempt(method: type[LightningModule], plugin: dict[str, Any], sizes: list[i
 def _error(method: type[LightningModule], plugin: dict[str, Any], sizes: list[int]) -> str:
     """What stops one step of a module, stock if there is no plugin; else nothing."""
     torch.manual_seed(0)
+    names = vars(sys.modules[method.__module__])
     try:
         model = build(method)
-        # Some of the examples read the name of their file's module in place of self.
-        vars(sys.modules[method.__module__])["model"] = model
+        names["model"] = model  # which some of the examples read in place of self
         train(wrap(model, **plugin) if plugin else model, sizes)
     except Exception as error:
         return _line(error)
+    finally:
+        names.pop("model", None)
+        gc.collect()
     return ""
 
 
