@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections import Counter
@@ -157,60 +158,57 @@ class Draws:
                 "the step"
             )
 
-    def random_token_mask(
+    def tokens(
         self,
         size: tuple[int, int],
-        mask_ratio: float = 0.6,
+        mask_ratio: float,
+        device: torch.device | str | None,
+        num_prefix_tokens: int | None = None,
         mask_class_token: bool = False,
-        device: torch.device | str | None = None,
+        grid_size: int | None = None,
+        **shape: Any,
     ) -> tuple[Tensor, Tensor]:
-        return self._tokens(
-            size, mask_ratio=mask_ratio, mask_class_token=mask_class_token, device=device
-        )
+        """As lightly's ``random_[grid_]token_mask`` and ``random_inverse_block_mask``.
 
-    def random_grid_token_mask(
-        self,
-        size: tuple[int, int],
-        mask_ratio: float = 0.75,
-        grid_size: int = 4,
-        num_prefix_tokens: int = 1,
-        device: torch.device | str | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return self._tokens(
-            size,
-            mask_ratio=mask_ratio,
-            grid_size=grid_size,
+        ``shape``, that of a block, is the masking's business.
+        """
+        masking = self.plugin.masking
+        number, length = size
+        if num_prefix_tokens is None:
+            # lightly's function knows of one; encoders of others, or without, go by their own.
+            num_prefix_tokens = max(map(prefix_tokens, self.encoders), default=1)
+        if not isinstance(masking, Masking):
+            given = self._given(number, length - num_prefix_tokens)
+            self._note(None, given)
+            mask = PatchMask.from_mask(given)
+            return token_indices(mask, num_prefix_tokens, device or given.device)
+        images = self._images(number, length - num_prefix_tokens)
+        once = images[: len(images) // self.copies]
+        keep, removed_ids = token_mask(
+            once,
+            (len(once) * masking.num_masks, length),
+            mask_ratio,
+            mask_class_token,
+            device,
+            masking=masking,
             num_prefix_tokens=num_prefix_tokens,
-            device=device,
+            grid_size=grid_size,
         )
+        keep, removed_ids = keep[:number], removed_ids[:number]
+        removed = torch.zeros(number, length, dtype=torch.bool, device=keep.device)
+        self._note(images, removed.scatter(1, removed_ids, True)[:, num_prefix_tokens:])
+        return keep, removed_ids
 
-    def random_inverse_block_mask(
-        self,
-        size: tuple[int, int],
-        mask_ratio: float = 0.65,
-        num_prefix_tokens: int = 1,
-        min_aspect: float = 0.5,
-        max_aspect: float | None = None,
-        roll: bool = True,
-        device: torch.device | str | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return self._tokens(
-            size, mask_ratio=mask_ratio, num_prefix_tokens=num_prefix_tokens, device=device
-        )
-
-    def random_block_mask(
+    def blocks(
         self,
         size: tuple[int, int, int],
-        batch_mask_ratio: float = 0.5,
-        min_image_mask_ratio: float = 0.1,
-        max_image_mask_ratio: float = 0.5,
-        min_num_masks_per_block: int = 4,
-        max_num_masks_per_block: int | None = None,
-        min_block_aspect_ratio: float = 0.3,
-        max_block_aspect_ratio: float | None = None,
-        max_attempts_per_block: int = 10,
-        device: torch.device | str | None = None,
+        batch_mask_ratio: float,
+        min_image_mask_ratio: float,
+        max_image_mask_ratio: float,
+        device: torch.device | str | None,
+        **shape: Any,
     ) -> Tensor:
+        """As lightly's ``random_block_mask``; ``shape`` as of :meth:`tokens`."""
         masking = self.plugin.masking
         if not isinstance(masking, Masking):
             given = self._given(size[0], size[1] * size[2])
@@ -221,44 +219,10 @@ class Draws:
             ratio = (min_image_mask_ratio + max_image_mask_ratio) / 2
             variation = (max_image_mask_ratio - min_image_mask_ratio) / 2
         images = self._images(size[0], size[1] * size[2])
-        mask = block_mask(
-            images,
-            size,
-            batch_mask_ratio,
-            device,
-            masking=masking,
-            mask_ratio=ratio,
-            mask_ratio_var=variation,
-        )
+        options: Any = {"masking": masking, "mask_ratio": ratio, "mask_ratio_var": variation}
+        mask = block_mask(images, size, batch_mask_ratio, device, **options)
         self._note(images, mask.flatten(1))
         return mask
-
-    def _tokens(
-        self, size: tuple[int, int], num_prefix_tokens: int | None = None, **arguments: Any
-    ) -> tuple[Tensor, Tensor]:
-        masking = self.plugin.masking
-        number, length = size
-        if num_prefix_tokens is None:
-            # lightly's function knows of one; encoders of others, or without, go by their own.
-            num_prefix_tokens = max(map(prefix_tokens, self.encoders), default=1)
-        if not isinstance(masking, Masking):
-            given = self._given(number, length - num_prefix_tokens)
-            self._note(None, given)
-            device = arguments["device"] or given.device
-            return token_indices(PatchMask.from_mask(given), num_prefix_tokens, device)
-        images = self._images(number, length - num_prefix_tokens)
-        once = images[: len(images) // self.copies]
-        keep, mask = token_mask(
-            once,
-            (len(once) * masking.num_masks, length),
-            masking=masking,
-            num_prefix_tokens=num_prefix_tokens,
-            **arguments,
-        )
-        keep, mask = keep[:number], mask[:number]
-        removed = torch.zeros(number, length, dtype=torch.bool, device=mask.device)
-        self._note(images, removed.scatter(1, mask, True)[:, num_prefix_tokens:])
-        return keep, mask
 
     def _given(self, number: int, patches: int) -> Tensor:
         """``(number, patches)`` bool, the masks that the batch holds."""
@@ -332,10 +296,18 @@ def find_mask_functions(num_modules: int) -> list[tuple[ModuleType, str, str]]:
 
 
 def _stand_in(name: str, stock: Any) -> Any:
+    signature = inspect.signature(stock)
+
+    @_eager
     @wraps(stock)
     def function(*args: Any, **kwargs: Any) -> Any:
         draws = getattr(_current, "draws", None)
-        return (stock if draws is None else getattr(draws, name))(*args, **kwargs)
+        if draws is None:
+            return stock(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()  # lightly's own
+        draw = draws.blocks if name == "random_block_mask" else draws.tokens
+        return draw(**given.arguments)
 
     return function
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 # What torch keeps in every module, but for the buffers, which are state.
 OF_TORCH = frozenset(vars(nn.Module())) - {"_buffers"}
-ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device))
 # Code and data: large, or not copied by copy.deepcopy either, and no state of a step.
 OUTSIDE = (
     type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
@@ -52,18 +53,18 @@ class State:
         shared: Iterable[object] = (),
     ) -> None:
         modules = list(holder.modules()) if isinstance(holder, nn.Module) else [holder]
-        parameters = holder.parameters() if isinstance(holder, nn.Module) else ()
         # What torch.compile wraps a module in has no state of its own.
         self.holders = [
             each
             for each in modules
             if each not in without
             and hasattr(each, "__dict__")
-            and not hasattr(each, "_orig_mod")
+            and "_orig_mod" not in vars(each).get("_modules", ())
             and not isinstance(each, OUTSIDE)
         ]
         self.names = OF_TORCH.union(names)
-        self.shared = [*modules, *parameters, *shared]
+        parameters = (m._parameters.values() for m in modules if isinstance(m, nn.Module))
+        self.shared = [*modules, *chain(*parameters), *shared]
         self.values = self._copy([self._own(holder) for holder in self.holders])
 
     @contextmanager
@@ -94,7 +95,9 @@ class State:
         with _Clone():
             return [
                 {
-                    key: _copied(value, memo, f"{type(holder).__name__}.{key}")
+                    key: value
+                    if _is_constant(value)
+                    else _copied(value, memo, f"{type(holder).__name__}.{key}")
                     for key, value in values.items()
                 }
                 for holder, values in zip(self.holders, contents, strict=True)
@@ -115,9 +118,17 @@ class _Clone(TorchFunctionMode):
         return memo[id(tensor)]
 
 
+def _is_constant(value: Any) -> bool:
+    """Most of what modules hold: numbers, strings, and tuples of them, such as a kernel's size."""
+    kind = type(value)
+    return kind in ATOMS or (kind is tuple and all(map(_is_constant, value)))
+
+
 def _copied(value: Any, memo: dict[int, Any], name: str) -> Any:
     """A copy of the attribute ``name``, or itself where that is as good."""
-    if isinstance(value, (*ATOMS, *OUTSIDE)) or type(value).__module__.startswith("mim_plugins."):
+    if type(value) is dict and not value:  # of most modules, their buffers
+        return memo.setdefault(id(value), {})
+    if isinstance(value, OUTSIDE) or type(value).__module__.startswith("mim_plugins."):
         return value
     known = len(memo)
     try:
