@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._check import check_int
@@ -104,6 +105,24 @@ def monitors_of(given: Any) -> list[Monitor]:
 def views_of(monitors: Sequence[Monitor]) -> int:
     """Views of each image that the monitors need, 1 if one will do."""
     return max(each.views or 1 for each in monitors)
+
+
+def evenly_spaced(dataset: Any, number: int, views: int = 1) -> list:
+    """At most ``number`` items of a data set, each taken ``views`` times in a row."""
+    picked = torch.linspace(0, len(dataset) - 1, min(number, len(dataset))).long().tolist()
+    return [dataset[index] for index in picked for _ in range(views)]
+
+
+def measure(
+    monitors: Sequence[Monitor],
+    images: Tensor,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+) -> Figures:
+    """Figures of images ``(n, V, C, H, W)``; ``encode`` gets at most ``batch_size`` at once."""
+    batches = images.flatten(0, 1).split(batch_size)
+    features = torch.cat([encode(batch) for batch in batches]).unflatten(0, images.shape[:2])
+    return {name: value for each in monitors for name, value in each(features).items()}
 
 
 def check_views(images: Tensor, monitors: Sequence[Monitor]) -> None:

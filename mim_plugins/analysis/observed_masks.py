@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .._check import check_int
 from ..masking.hierarchy import LatentHierarchy
 from .abstraction import QUANTITIES, mask_abstraction
+from .pixels import unit_range
+from .reconstruction import SMALLEST_IMAGE, reconstruction_scores
+
+Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor] | None]
 
 
 class ObservedMasks:
@@ -19,6 +25,8 @@ class ObservedMasks:
         limit: Masks to keep, at least 1; later ones are dropped. Default: 1024.
         branching: Of the quadtree over the masks' grid of patches, at least 2. Default: 2.
         hierarchy: Another hierarchy over the patches. Default: the quadtree.
+        num_images: Images to reconstruct per report, at most those first given; 0 = none.
+            Default: 0.
 
     Raises:
         TypeError, ValueError: If an argument is out of range.
@@ -32,13 +40,19 @@ class ObservedMasks:
     """
 
     def __init__(
-        self, limit: int = 1024, branching: int = 2, hierarchy: LatentHierarchy | None = None
+        self,
+        limit: int = 1024,
+        branching: int = 2,
+        hierarchy: LatentHierarchy | None = None,
+        num_images: int = 0,
     ) -> None:
         if hierarchy is not None and not isinstance(hierarchy, LatentHierarchy):
             raise TypeError(f"hierarchy must be a LatentHierarchy or None, got {hierarchy!r}")
         self.limit = check_int("limit", limit)
         self.branching = check_int("branching", branching, 2)
         self.hierarchy = hierarchy
+        self.num_images = check_int("num_images", num_images, 0)
+        self._images: Tensor | None = None
         self._masks: list[Tensor] = []
         self._number = 0
 
@@ -47,8 +61,8 @@ class ObservedMasks:
         """Whether further masks would be dropped."""
         return self._number >= self.limit
 
-    def add(self, mask: Tensor) -> None:
-        """Keep masks ``(B, rows, columns)``, True or 1 = removed.
+    def add(self, mask: Tensor, images: Tensor | None = None) -> None:
+        """Keep masks ``(B, rows, columns)``, True or 1 = removed, and the first images.
 
         Masks of another grid than the first since the last report are left out.
 
@@ -57,6 +71,8 @@ class ObservedMasks:
         """
         if mask.ndim != 3:
             raise ValueError(f"mask must have shape (B, rows, columns), got {tuple(mask.shape)}")
+        if self._images is None and images is not None:
+            self._images = images[: self.num_images].detach()
         if self._masks and mask.shape[1:] != self._masks[0].shape[1:]:
             return
         mask = mask.detach()[: self.limit - self._number].bool()
@@ -64,16 +80,35 @@ class ObservedMasks:
             self._masks.append(mask)
             self._number += len(mask)
 
-    def report(self) -> dict[str, float]:
-        """Means over the kept masks, which are then forgotten.
+    def report(self, reconstruct: Reconstruct | None = None) -> dict[str, float]:
+        """Means over the kept masks and images, which are then forgotten.
+
+        Args:
+            reconstruct: From images ``(B, C, H, W)`` to reconstruction and image, both with
+                the normalisation undone, or None. Called with those of at least 16 pixels a
+                side. Default: images are not scored.
 
         Returns:
             ``masks`` (their number), ``mask_ratio``, ``height``, ``lowest``, ``highest`` and
             ``size`` of the located latents (see
             :func:`~mim_plugins.analysis.mask_abstraction`; masks that locate none are left
             out of heights), and ``located_<h>``, the share of the latents of height h that
-            are located. Empty if there are no masks.
+            are located; these only if there are masks. And the means of
+            :func:`~mim_plugins.analysis.reconstruction_scores`, if there are images and
+            reconstructions.
         """
+        images, self._images = self._images, None
+        pair = None
+        if reconstruct and images is not None and len(images):
+            pair = reconstruct(images) if min(images.shape[2:]) >= SMALLEST_IMAGE else None
+        figures = self._abstraction()
+        if pair is not None:
+            original, predicted = unit_range(pair[1], pair[0])
+            scores = reconstruction_scores(predicted, original)
+            figures |= {name: value.mean().item() for name, value in scores.items()}
+        return figures
+
+    def _abstraction(self) -> dict[str, float]:
         if not self._masks:
             return {}
         masks = torch.cat(self._masks)

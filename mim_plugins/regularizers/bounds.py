@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_positive
-from .gather import gather_rows, sum_over_ranks, world_size
+from .gather import gather_rows, sum_over_ranks
 
 
 def infonce(
@@ -57,10 +57,8 @@ def infonce(
     with torch.autocast(queries.device.type, enabled=False):
         queries = F.normalize(_widen(queries), dim=-1)
         keys = F.normalize(_widen(keys), dim=-1)
-        own = torch.arange(images, device=keys.device)
-        if gather_distributed and world_size() > 1:
-            keys, start = gather_rows(keys)
-            own = own + start
+        keys, start = gather_rows(keys) if gather_distributed else (keys, 0)
+        own = torch.arange(start, start + images, device=keys.device)
         logits = queries @ keys.mT / temperature
         own = own.repeat_interleave(rows // images)[:, None].expand(*logits.shape[:-1], 1)
         found = logits.gather(-1, own)[..., 0] - logits.logsumexp(dim=-1)
@@ -115,7 +113,7 @@ def club(
 
     def total(*values: Tensor) -> Tensor:
         stacked = torch.stack(values)
-        return sum_over_ranks(stacked) if gather_distributed and world_size() > 1 else stacked
+        return sum_over_ranks(stacked) if gather_distributed else stacked
 
     with torch.autocast(latents.device.type, enabled=False):
         z, mu, log_variance = _widen(latents), _widen(mean), _widen(log_variance)

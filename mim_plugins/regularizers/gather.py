@@ -17,6 +17,8 @@ def world_size() -> int:
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum a tensor of equal shape over all ranks; every rank receives the sum.
 
+    In a single process that is the tensor itself.
+
     The gradient is that of the sum of all ranks' losses. DistributedDataParallel averages
     gradients, so a loss that every rank computes from such sums trains exactly like the
     same loss in one process with the joined batch.
@@ -24,7 +26,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     ``torch.distributed.nn.functional.all_reduce`` does the same, but is deprecated in torch
     2.15, and its successor does not exist in the torch versions supported here.
     """
-    return _SumOverRanks.apply(tensor)
+    return _SumOverRanks.apply(tensor) if world_size() > 1 else tensor
 
 
 def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
@@ -34,7 +36,10 @@ def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
     gradient is that of :func:`sum_over_ranks`, by which this is done: the others' rows are
     zeros in each summand.
     """
-    rank, world = dist.get_rank(), world_size()
+    world = world_size()
+    if world == 1:
+        return tensor, 0
+    rank = dist.get_rank()
     *rest, batch, dim = tensor.shape
     placed = tensor.new_zeros(*rest, world, batch, dim)
     placed[..., rank, :, :] = tensor

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gather import gather_rows, world_size
+from .gather import gather_rows
 from .step import FeatureTerm
 
 _EPS = 1e-8  # of the logarithm: a duplicate counts 18.4, and has no gradient
@@ -28,9 +28,7 @@ class KoLeoLoss(FeatureTerm):
     def of_features(self, features: Tensor) -> Tensor:
         """Mean over ``(B, D)``; its mean over the ranks is that of the global batch."""
         unit = F.normalize(features, dim=1)
-        others, start = unit, 0
-        if self.gather_distributed and world_size() > 1:
-            others, start = gather_rows(unit)
+        others, start = gather_rows(unit) if self.gather_distributed else (unit, 0)
         if len(others) == 1:
             return unit.sum() * 0.0
         with torch.no_grad():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_weight
-from .gather import sum_over_ranks, world_size
+from .gather import sum_over_ranks
 from .step import FeatureTerm
 
 _EPS = 1e-4  # of the variance, as in the paper
@@ -49,15 +49,11 @@ class VarianceCovarianceLoss(FeatureTerm):
 
     def of_features(self, features: Tensor) -> dict[str, Tensor]:
         """Both terms of ``(B, D)``; one image alone has no variance."""
-        gather = self.gather_distributed and world_size() > 1
+        over_all = sum_over_ranks if self.gather_distributed else Tensor.clone
         count = features.new_full((1,), len(features))
-        total = torch.cat([features.sum(dim=0), count])
-        if gather:
-            total = sum_over_ranks(total)
+        total = over_all(torch.cat([features.sum(dim=0), count]))
         centred = features - total[:-1] / total[-1]
-        scatter = centred.T @ centred
-        if gather:
-            scatter = sum_over_ranks(scatter)
+        scatter = over_all(centred.T @ centred)
         covariance = scatter / (total[-1] - 1).clamp(min=1)
         variance = covariance.diagonal()
         hinge = F.relu(1.0 - (variance + _EPS).sqrt()).mean()

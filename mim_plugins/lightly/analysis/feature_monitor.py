@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbers import Number
 from typing import Any
 
-import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -13,7 +12,7 @@ from torch.utils.data import default_collate
 from ..._check import check_callable, check_choice, check_int
 from ..._observe import preserve_rng
 from ..._pool import TOKENS
-from ...analysis.monitors import check_views, monitors_of, views_of
+from ...analysis.monitors import check_views, evenly_spaced, measure, monitors_of, views_of
 from ..batch import Getter, check_getter, images_of
 from .callback import Features, MonitorCallback, extract_features
 
@@ -96,11 +95,10 @@ class FeatureMonitor(MonitorCallback):
             loader = trainer.train_dataloader
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
             self._check_dataset(dataset)
-        number, views = min(self.num_images, len(dataset)), views_of(self.monitors)
-        picked = torch.linspace(0, len(dataset) - 1, number).long().tolist()
+        views = views_of(self.monitors)
         with preserve_rng(seed=0):
-            batch = collate([dataset[index] for index in picked for _ in range(views)])
-        self.images = images_of(batch, self.get_images).unflatten(0, (number, views))
+            batch = collate(evenly_spaced(dataset, self.num_images, views))
+        self.images = images_of(batch, self.get_images).unflatten(0, (-1, views))
         check_views(self.images, self.monitors)
         if trainer.global_step == 0:
             self.measure(trainer, pl_module, epoch=0)
@@ -108,18 +106,12 @@ class FeatureMonitor(MonitorCallback):
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the monitors say of the features."""
         assert self.images is not None
-        features = torch.cat(
-            [
-                extract_features(
-                    trainer, pl_module, images.to(pl_module.device), self.features, self.token
-                )
-                for images in self.images.flatten(0, 1).split(self.batch_size)
-            ]
-        ).unflatten(0, self.images.shape[:2])
-        figures: dict[str, Any] = {}
-        for monitor in self.monitors:
-            figures |= monitor(features)
-        return figures
+
+        def encode(images: Tensor) -> Tensor:
+            images = images.to(pl_module.device)
+            return extract_features(trainer, pl_module, images, self.features, self.token)
+
+        return measure(self.monitors, self.images, encode, self.batch_size)
 
     def _check_dataset(self, dataset: Any) -> None:
         """Raise TypeError or ValueError unless ``dataset`` has at least 2 items to index."""

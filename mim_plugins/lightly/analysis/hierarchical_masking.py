@@ -11,8 +11,7 @@ from torch import Tensor
 from ..._check import check_int, check_statistics
 from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
-from ...analysis.pixels import grid_of, unit_range
-from ...analysis.reconstruction import SMALLEST_IMAGE, reconstruction_scores
+from ...analysis.pixels import grid_of
 from ..watch import MaskWatch, encoders
 from .callback import MonitorCallback
 from .reconstruction import can_reconstruct, reconstruct
@@ -61,11 +60,9 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__("hierarchical_masking", every_n_epochs)
-        self.num_images = check_int("num_images", num_images, 0)
         check_int("num_masks", num_masks)
-        self.observed = ObservedMasks(num_masks, branching)
+        self.observed = ObservedMasks(num_masks, branching, num_images=num_images)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
-        self._images: Tensor | None = None
         self._watches: list[MaskWatch] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,9 +78,7 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
 
     def _see(self, images: Tensor, removed: Tensor, idx_mask: Tensor | None) -> None:
         grid = grid_of(removed.shape[1], *images.shape[2:])
-        self.observed.add(removed.view(len(removed), *grid))
-        if self._images is None:
-            self._images = images[: self.num_images].detach()
+        self.observed.add(removed.view(len(removed), *grid), images)
 
     def on_train_batch_end(
         self,
@@ -100,14 +95,11 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The abstraction of the masks seen, and scores of reconstructions."""
-        figures = self.observed.report()
-        images, self._images = self._images, None
-        if images is None or not len(images) or min(images.shape[2:]) < SMALLEST_IMAGE:
-            return figures
-        if can_reconstruct(pl_module, images.shape[1]):
+
+        def reconstructed(images: Tensor) -> tuple[Tensor, Tensor] | None:
+            if not can_reconstruct(pl_module, images.shape[1]):
+                return None
             with observing(pl_module), trainer.precision_plugin.forward_context():
-                pair = reconstruct(pl_module, images, self.mean, self.std)
-            images, predicted = unit_range(pair[1], pair[0])
-            scores = reconstruction_scores(predicted, images)
-            figures |= {name: value.mean().item() for name, value in scores.items()}
-        return figures
+                return reconstruct(pl_module, images, self.mean, self.std)
+
+        return self.observed.report(reconstructed)

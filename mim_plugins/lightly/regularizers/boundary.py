@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import isqrt
 from typing import Any
 
+from lightly.models import utils
 from lightly.models.modules.masked_vision_transformer_decoder import (
     MaskedVisionTransformerDecoder,
 )
 from torch import Tensor, nn
 
 from ..._check import check_int
+from ...analysis.pixels import patchify
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 from ..watch import MaskWatch, encoders, prefix_tokens
 
@@ -102,11 +104,8 @@ class BoundaryCriterion(nn.Module):
         weights = boundary_weights(
             step["removed"], grid, side, self.width_px, boundary_weight=self.boundary_weight
         )
-        # (B, H, W) to (B, N, p * p), as lightly's patchify, and of these the masked ones
-        weights = weights.view(-1, grid[0], side, grid[1], side).transpose(2, 3)
-        weights = weights.reshape(len(prediction), grid[0] * grid[1], side * side)
-        patches = (step["idx_mask"] - self._prefix)[:, :, None].expand(-1, -1, side * side)
-        weights = weights.gather(1, patches)[..., None]
+        weights = patchify(weights[:, None], side)  # (B, N, p * p), and of these the masked ones
+        weights = utils.get_at_index(weights, step["idx_mask"] - self._prefix)[..., None]
         error = ERRORS[type(self.stock)](prediction.float(), target.float())
         return weighted_mean(error.unflatten(2, (side * side, self.channels)), weights)
 

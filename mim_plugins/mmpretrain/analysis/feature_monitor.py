@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..._check import check_choice, check_int
 from ..._pool import TOKENS
-from ...analysis.monitors import check_views, monitors_of, views_of
+from ...analysis.monitors import check_views, measure, monitors_of, views_of
 from .features import check_dataloader, extract_features, fixed_images, unwrap
 from .hook import MonitorHook
 
@@ -97,16 +96,11 @@ class FeatureMonitorHook(MonitorHook):
             return {}
         assert self.images is not None
         device = next(unwrap(runner.model).parameters()).device
-        features = torch.cat(
-            [
-                extract_features(runner, images.to(device), self.token)
-                for images in self.images.flatten(0, 1).split(self.batch_size)
-            ]
-        ).unflatten(0, self.images.shape[:2])
-        figures: dict[str, Any] = {}
-        for monitor in self.monitors:
-            figures |= monitor(features)
-        return figures
+
+        def encode(images: Tensor) -> Tensor:
+            return extract_features(runner, images.to(device), self.token)
+
+        return measure(self.monitors, self.images, encode, self.batch_size)
 
 
 @HOOKS.register_module()

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..._observe import observing, preserve_rng
 from ..._pool import pool
+from ...analysis.monitors import evenly_spaced
 from ..encoders import num_prefix_tokens
 
 
@@ -186,11 +187,9 @@ def fixed_images(
                 f"the training data set {type(dataset).__name__} cannot be indexed: give this "
                 "hook a 'dataloader' of images to look at"
             )
-        number = min(number, len(dataset))
-        picked = torch.linspace(0, len(dataset) - 1, number).long().tolist()
-        batch = loader.collate_fn([dataset[index] for index in picked for _ in range(views)])
+        batch = loader.collate_fn(evenly_spaced(dataset, number, views))
         images = preprocess(unwrap(runner.model), batch)[0].cpu()
-        return images.unflatten(0, (number, views))
+        return images.unflatten(0, (-1, views))
 
 
 def check_dataloader(name: str, dataloader: Any) -> None:

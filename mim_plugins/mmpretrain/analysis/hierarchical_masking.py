@@ -13,8 +13,6 @@ from torch import Tensor
 from ..._check import check_int
 from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
-from ...analysis.pixels import unit_range
-from ...analysis.reconstruction import SMALLEST_IMAGE, reconstruction_scores
 from .features import StepCapture, first_view, unwrap
 from .hook import MonitorHook
 from .mask_visualization import step_mask
@@ -62,10 +60,8 @@ class HierarchicalMaskingAnalyzer(MonitorHook):
         branching: int = 2,
     ) -> None:
         super().__init__("hierarchical_masking", interval, by_epoch)
-        self.num_images = check_int("num_images", num_images, 0)
         check_int("num_masks", num_masks)
-        self.observed = ObservedMasks(num_masks, branching)
-        self._images: Tensor | None = None
+        self.observed = ObservedMasks(num_masks, branching, num_images=num_images)
         self._step: StepCapture | None = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -80,22 +76,16 @@ class HierarchicalMaskingAnalyzer(MonitorHook):
         if self._step is not None:
             data, kept = self._step.release()
             self._step = None
-            self.observed.add(step_mask(unwrap(runner.model), data, kept, type(self).__name__))
-            if self._images is None:
-                self._images = first_view(data["inputs"])[: self.num_images].detach()
+            mask = step_mask(unwrap(runner.model), data, kept, type(self).__name__)
+            self.observed.add(mask, first_view(data["inputs"]))
         super().after_train_iter(runner, batch_idx)
 
     def figures(self, runner: Runner) -> dict[str, float]:
         """The abstraction of the masks seen, and scores of reconstructions; on the first rank."""
-        figures = self.observed.report()
-        model, images = unwrap(runner.model), self._images
-        self._images = None
-        if images is None or not len(images) or min(images.shape[2:]) < SMALLEST_IMAGE:
-            return figures
-        if isinstance(model, MAE | SimMIM):
+        model = unwrap(runner.model)
+
+        def reconstructed(images: Tensor) -> tuple[Tensor, Tensor]:
             with observing(model):
-                predicted, images = reconstruct(model, images)
-            images, predicted = unit_range(images, predicted)
-            scores = reconstruction_scores(predicted, images)
-            figures |= {name: value.mean().item() for name, value in scores.items()}
-        return figures
+                return reconstruct(model, images)
+
+        return self.observed.report(reconstructed if isinstance(model, MAE | SimMIM) else None)

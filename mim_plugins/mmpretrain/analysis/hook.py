@@ -15,8 +15,8 @@ from ..._check import check_bool, check_int
 from ...analysis.history import History
 
 
-class Interval:
-    """Every so many epochs, or iterations, and at the end of training.
+class IntervalHook(Hook):
+    """Acts every so many epochs, or iterations, and at the end of training.
 
     Raises:
         TypeError, ValueError: If ``interval`` is no positive int, or ``by_epoch`` no bool.
@@ -26,22 +26,13 @@ class Interval:
         self.interval = check_int("interval", interval)
         self.by_epoch = check_bool("by_epoch", by_epoch)
 
-    @property
-    def unit(self) -> str:
-        return "epoch" if self.by_epoch else "iteration"
-
-    def after_epoch(self, runner: Runner) -> bool:
-        """Whether an action is due after this epoch, ``runner.epoch`` counting from 0."""
-        done = runner.epoch + 1
-        return self.by_epoch and (done % self.interval == 0 or done == runner.max_epochs)
-
-    def after_iter(self, runner: Runner) -> bool:
-        """Whether an action is due after this iteration, ``runner.iter`` counting from 0."""
-        done = runner.iter + 1
-        return not self.by_epoch and (done % self.interval == 0 or done == runner.max_iters)
+    def due_after_iter(self, runner: Runner) -> bool:
+        """Whether an action is due after this iteration, where iterations are counted."""
+        due = self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
+        return due and not self.by_epoch
 
 
-class MonitorHook(Hook):
+class MonitorHook(IntervalHook):
     """Schedules and publishes; what is measured is :meth:`figures`, which subclasses give.
 
     Numbers are logged as ``<prefix>/<name>`` (log, message hub, visualizer), and everything is
@@ -63,7 +54,7 @@ class MonitorHook(Hook):
     drawn = False
 
     def __init__(self, name: str, interval: int, by_epoch: bool) -> None:
-        self.due = Interval(interval, by_epoch)
+        super().__init__(interval, by_epoch)
         self.history = History(name)
         self.key = name
 
@@ -73,12 +64,13 @@ class MonitorHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Measure, every ``interval`` epochs."""
-        if self.due.after_epoch(runner):
+        due = self.every_n_epochs(runner, self.interval) or self.is_last_train_epoch(runner)
+        if due and self.by_epoch:
             self.measure(runner, step=runner.epoch + 1)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Measure, every ``interval`` iterations if so configured."""
-        if self.due.after_iter(runner):
+        if self.due_after_iter(runner):
             self.measure(runner, step=runner.iter + 1)
 
     def measure(self, runner: Runner, step: int) -> dict[str, float]:
@@ -93,10 +85,11 @@ class MonitorHook(Hook):
             runner.message_hub.update_scalar(name, value)
         if logged:
             runner.visualizer.add_scalars(logged, step=step)
+        unit = "epoch" if self.by_epoch else "iteration"
         text = ", ".join(f"{name} {value:.4g}" for name, value in logged.items())
-        runner.logger.info(f"{self.due.unit} {step}: {text}")
+        runner.logger.info(f"{unit} {step}: {text}")
         if self.drawn:
-            image = figure_to_image(self.history.draw(self.due.unit))
+            image = figure_to_image(self.history.draw(unit))
             runner.visualizer.add_image(self.history.name, image, step=step)
             gc.collect()  # a figure is megabytes of reference cycles, which Python leaves for long
         return numbers

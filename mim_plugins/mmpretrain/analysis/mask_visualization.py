@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.models.selfsup import MILAN, MixMIM, SparK
 from mmpretrain.models.utils.sparse_modules import SparseHelper
@@ -20,12 +19,12 @@ from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
 from ...analysis.pixels import grid_of
 from .features import StepCapture, first_view, unwrap
-from .hook import Interval
+from .hook import IntervalHook
 from .reconstruction import _pixels, with_statistics_of
 
 
 @HOOKS.register_module()
-class MaskVisualizationHook(Hook):
+class MaskVisualizationHook(IntervalHook):
     """Pictures a training step: images, masks, and reconstructions where they are pixels.
 
     In the first step of every ``interval``-th epoch (and of the last) the masks and
@@ -51,17 +50,17 @@ class MaskVisualizationHook(Hook):
     """
 
     def __init__(self, *, interval: int = 1, by_epoch: bool = True, num_images: int = 8) -> None:
-        self.due = Interval(interval, by_epoch)
+        super().__init__(interval, by_epoch)
         self.num_images = check_int("num_images", num_images)
         self._step: StepCapture | None = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Have the outputs of backbone and neck kept in a step that is to be pictured."""
-        if self.due.by_epoch:
-            last = runner.epoch + 1 == runner.max_epochs
-            is_due = batch_idx == 0 and (runner.epoch % self.due.interval == 0 or last)
+        if self.by_epoch:
+            due_epoch = runner.epoch % self.interval == 0 or self.is_last_train_epoch(runner)
+            is_due = batch_idx == 0 and due_epoch
         else:
-            is_due = self.due.after_iter(runner)
+            is_due = self.due_after_iter(runner)
         if is_due and is_main_process():
             self._step = StepCapture(unwrap(runner.model), "backbone", "neck")
 
@@ -73,7 +72,7 @@ class MaskVisualizationHook(Hook):
             return
         step, self._step = self._step, None
         picture = _picture(unwrap(runner.model), *step.release(), self.num_images)
-        number = runner.epoch + 1 if self.due.by_epoch else runner.iter + 1
+        number = runner.epoch + 1 if self.by_epoch else runner.iter + 1
         runner.visualizer.add_image("masks", picture.numpy(), step=number)
 
 

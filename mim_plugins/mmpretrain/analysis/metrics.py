@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.model import is_model_wrapper
 from mmengine.runner import TestLoop, autocast
 from mmpretrain.registry import LOOPS, METRICS
 from mmpretrain.structures import DataSample
 
 from ..._check import check_bool
 from ...analysis.reconstruction import SCORES, reconstruction_scores
+from .features import unwrap
 from .reconstruction import reconstruct
 
 
@@ -42,9 +42,7 @@ class ReconstructionTestLoop(TestLoop):
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """Reconstruct one batch and hand it to the evaluator."""
         self.runner.call_hook("before_test_iter", batch_idx=idx, data_batch=data_batch)
-        model = self.runner.model
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrap(self.runner.model)
         data = model.data_preprocessor(data_batch, False)
         with autocast(enabled=self.fp16):
             predicted, images = reconstruct(

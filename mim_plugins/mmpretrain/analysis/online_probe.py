@@ -199,8 +199,8 @@ class OnlineProbeHook(MonitorHook):
             result = self.probe.step(torch.cat(all_gather(features)), torch.cat(all_gather(labels)))
             if result:
                 self._results.append(result)
-        last = batch_idx == len(runner.train_dataloader) - 1 or runner.iter == (
-            runner.max_iters - 1
+        last = self.end_of_epoch(runner.train_dataloader, batch_idx) or self.is_last_train_iter(
+            runner
         )
         if self._results and (last or len(self._results) >= self.log_interval):
             for name in self._results[0]:

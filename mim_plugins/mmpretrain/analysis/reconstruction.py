@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model import is_model_wrapper
 from mmpretrain.models import VisionTransformer
 from mmpretrain.models.selfsup import MAE, SimMIM
 from torch import Tensor
+
+from ...analysis.pixels import patchify, unpatchify
+from .features import unwrap
 
 
 @torch.no_grad()
@@ -37,8 +39,7 @@ def reconstruct(
         TypeError: If the model is neither MAE nor SimMIM, or its neck or head is not theirs.
         ValueError: If ``masked`` and a sample of SimMIM has no mask.
     """
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrap(model)
     if isinstance(model, MAE):
         predicted, mask = _mae(model, inputs, masked)
     elif isinstance(model, SimMIM):
@@ -71,12 +72,9 @@ def _mae(model: MAE, inputs: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
 
 def with_statistics_of(predicted: Tensor, images: Tensor, patch: int) -> Tensor:
     """Give normalised patches ``patch`` pixels wide the mean and variance of the images'."""
-    batch, channels, height, width = images.shape
-    split = (batch, channels, height // patch, patch, width // patch, patch)
-    true = images.float().reshape(split)
-    mean = true.mean(dim=(1, 3, 5), keepdim=True)
-    deviation = (true.var(dim=(1, 3, 5), keepdim=True) + 1e-6).sqrt()
-    return (predicted.reshape(split) * deviation + mean).reshape(images.shape)
+    variance, mean = torch.var_mean(patchify(images.float(), patch), dim=2, keepdim=True)
+    patches = patchify(predicted, patch) * (variance + 1e-6).sqrt() + mean
+    return unpatchify(patches, patch, *images.shape[2:])
 
 
 def _encode_all(backbone: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ from mmpretrain.models.losses import PixelReconstructionLoss
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
+from ...analysis.pixels import patchify
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 
 
@@ -58,9 +59,7 @@ class BoundaryMAEHead(_Boundary, MAEPretrainHead):
         weights = boundary_weights(
             mask, grid, side, self.width_px, boundary_weight=self.boundary_weight
         )
-        # (B, H, W) to (B, N, p * p, 1), the order in which patchify lays pixels out
-        weights = weights.view(len(mask), grid[0], side, grid[1], side).transpose(2, 3)
-        weights = weights.reshape(len(mask), grid[0] * grid[1], side * side, 1)
+        weights = patchify(weights[:, None], side)[..., None]  # (B, N, p * p, 1)
         error = self.loss_module.penalty(pred, self.construct_target(target))
         error = error.unflatten(2, (side * side, self.in_channels))
         return weighted_mean(error, weights) / self.loss_module.channel
