@@ -95,10 +95,11 @@ def check_statistics(name: str, value: Any) -> list[float] | None:
     return numbers
 
 
-def check_callable(name: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is callable or None."""
+def check_callable(name: str, value: Any) -> Any:
+    """``value`` if it is callable or None, else TypeError."""
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, got {value!r}")
+    return value
 
 
 def check_list(name: str, value: Any) -> list:

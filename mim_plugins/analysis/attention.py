@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._figure import new_figure
+from ._figure import picture_grid
 
 
 @torch.no_grad()
@@ -152,26 +152,17 @@ def plot_attention(
     """
     if not maps or any(len(each) != len(images) for each in maps.values()):
         raise ValueError(f"maps must have {len(images)} maps under every name, got {list(maps)}")
-    figure, axes = new_figure(len(images), 1 + len(maps))
+    grey = images.mean(dim=1, keepdim=True).expand_as(images)
+    figure, axes = picture_grid([("image", images), *((name, grey) for name in maps)])
     from matplotlib.patches import Rectangle
 
-    figure.set_size_inches(1.7 * (1 + len(maps)), 1.7 * len(images) + 0.3)
     height, width = images.shape[2:]
-    for row, image in enumerate(images):
-        grey = image.mean(dim=0).cpu().numpy()
-        axes[row, 0].imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
-        for axis, each in zip(axes[row, 1:], maps.values(), strict=True):
-            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
-            values = each[row].float().cpu().numpy()
+    for column, each in zip(axes.T[1:], maps.values(), strict=True):
+        for axis, values in zip(column, each.float().cpu().numpy(), strict=True):
             axis.imshow(values, cmap="inferno", alpha=0.7, extent=(0, width, height, 0), vmin=0.0)
             if token is not None:
                 side = (width / values.shape[1], height / values.shape[0])
                 corner = (token[1] * side[0], token[0] * side[1])
                 axis.add_patch(Rectangle(corner, *side, fill=False, color="red", linewidth=1.5))
-        for axis in axes[row]:
-            axis.set_xlim(0, width)
-            axis.set_ylim(height, 0)
-            axis.axis("off")
-    for axis, name in zip(axes[0], ("image", *maps), strict=True):
-        axis.set_title(name, fontsize=8)
+            axis.set(xlim=(0, width), ylim=(height, 0))
     return figure

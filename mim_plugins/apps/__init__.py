@@ -1,1 +1,9 @@
 """Commands built on the package: the demo, the report, the embedded photographs."""
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+
+def command_parser(name: str, doc: str | None) -> ArgumentParser:
+    """The parser of one command, described by its module's docstring as it stands."""
+    prog = f"python -m mim_plugins {name}"
+    return ArgumentParser(prog, description=doc, formatter_class=RawDescriptionHelpFormatter)

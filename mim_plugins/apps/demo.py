@@ -254,10 +254,7 @@ def _shown(images: Any) -> Any:
 
 def draw(pictures: dict[str, Any], path: Path) -> None:
     """Originals, both masks and both reconstructions, one image per row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from ..analysis._figure import picture_grid
 
     columns = [
         ("original", pictures["original"]),
@@ -266,17 +263,7 @@ def draw(pictures: dict[str, Any], path: Path) -> None:
         ("DPP mask", pictures["dpp"][0]),
         ("reconstruction", pictures["dpp"][1]),
     ]
-    rows = len(pictures["original"])
-    figure, axes = plt.subplots(
-        rows, len(columns), figsize=(1.7 * len(columns), 1.7 * rows + 0.3), layout="constrained"
-    )
-    for column, (title, images) in enumerate(columns):
-        axes[0, column].set_title(title)
-        for row in range(rows):
-            axes[row, column].imshow(images[row].permute(1, 2, 0).numpy())
-            axes[row, column].axis("off")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    picture_grid(columns)[0].savefig(path, dpi=110)
 
 
 def accuracy(work_dir: Path) -> float:

@@ -11,7 +11,6 @@ high the latents sit that each run's own masks locate (2.3).
 
 from __future__ import annotations
 
-import argparse
 import json
 from html import escape
 from pathlib import Path
@@ -35,10 +34,11 @@ from ..analysis import (
     reconstruction_scores,
     tsne,
 )
-from ..analysis._figure import new_figure
+from ..analysis._figure import new_figure, picture_grid
 from ..analysis.observed_masks import ObservedMasks
 from ..mmpretrain.analysis.reconstruction import reconstruct
 from ..mmpretrain.encoders import num_prefix_tokens
+from . import command_parser
 from .checkpoints import (
     Run,
     check_device,
@@ -170,15 +170,8 @@ def _attention(model: Any, inputs: Tensor) -> Tensor | None:
 def plot_reconstructions(found: dict[str, Findings]) -> Any:
     """One row per image: the image, and what each run makes of it unmasked."""
     first = next(iter(found.values()))
-    figure, axes = new_figure(len(first.images), 1 + len(found))
-    figure.set_size_inches(1.7 * (1 + len(found)), 1.7 * len(first.images) + 0.3)
-    columns = {"image": first.images, **{name: each.reconstruction for name, each in found.items()}}
-    for column, (name, pictures) in zip(axes.T, columns.items(), strict=True):
-        column[0].set_title(name, fontsize=8)
-        for axis, picture in zip(column, pictures, strict=True):
-            axis.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
-            axis.axis("off")
-    return figure
+    made = [(name, each.reconstruction) for name, each in found.items()]
+    return picture_grid([("image", first.images), *made])[0]
 
 
 def plot_scores(found: dict[str, Findings]) -> Any:
@@ -281,14 +274,11 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
         ("token_map", "Attention of the patch in the red square"),
     ):
         maps = {n: getattr(f, key) for n, f in found.items() if getattr(f, key) is not None}
-        for token in {f.token for n, f in found.items() if n in maps}:
+        tokens = {found[name].token for name in maps}
+        for token in tokens:
             # Runs with different patch sizes have different grids, hence a picture for each.
             same = {n: m for n, m in maps.items() if found[n].token == token}
-            suffix = (
-                ""
-                if len({f.token for n, f in found.items() if n in maps}) == 1
-                else "_" + "_".join(map(str, token or ()))
-            )
+            suffix = "" if len(tokens) == 1 else "_" + "_".join(map(str, token or ()))
             mark = token if key == "token_map" else None
             pictures[f"{key}{suffix}"] = (
                 f"{title}: last layer, averaged over heads",
@@ -318,11 +308,7 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", nargs="+", help="work directories, or config.py=checkpoint.pth")
     parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--out", type=Path, default=Path("report"))

@@ -7,7 +7,6 @@ models, under a minute; ratios of large models are smaller, see ``benchmarks/``.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import sys
@@ -25,6 +24,9 @@ from torch import Tensor, nn
 from ..masking import ComplementaryMasking, DPPMasking, RandomMasking, dpp, patch_kernel
 from ..masking.dpp import SMALLEST_GAIN, greedy_map, sample_kdpp
 from ..masking.kernels import unit_features
+from ..mixing import MixMask
+from ..regularizers import MutualInformationLoss, UniformityLoss
+from . import command_parser
 
 Build = Callable[["Size"], Any]  # a model
 
@@ -148,15 +150,21 @@ def _require(holds: bool, detail: str) -> None:
 # -- training steps ------------------------------------------------------------------------
 
 
-def _mmpretrain_mae(size: Size, algorithm: dict | None = None, **backbone: Any) -> Any:
+def _mmpretrain(config: dict) -> Any:
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
 
     import mim_plugins.mmpretrain  # noqa: F401
 
     init_default_scope("mmpretrain")
+    model = MODELS.build(config)
+    model.init_weights()
+    return model
+
+
+def _mmpretrain_mae(size: Size, algorithm: dict | None = None, **backbone: Any) -> Any:
     arch = {"embed_dims": size.width, "num_layers": size.depth, "num_heads": size.heads}
-    model = MODELS.build(
+    return _mmpretrain(
         {
             "type": "MAE",
             "backbone": {
@@ -184,8 +192,6 @@ def _mmpretrain_mae(size: Size, algorithm: dict | None = None, **backbone: Any) 
             **(algorithm or {}),
         }
     )
-    model.init_weights()
-    return model
 
 
 def _mmpretrain_masked(size: Size, **masking: Any) -> Any:
@@ -203,14 +209,8 @@ def _mmpretrain_mi_mae(size: Size) -> Any:
 
 
 def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
-    from mmengine.registry import init_default_scope
-    from mmpretrain.registry import MODELS
-
-    import mim_plugins.mmpretrain  # noqa: F401
-
-    init_default_scope("mmpretrain")
     channels = size.resnet_width * (8 if size.resnet < 50 else 32)
-    model = MODELS.build(
+    return _mmpretrain(
         {
             "type": "MixMaskMoCo" if plugin else "MoCo",
             "queue_len": size.queue,
@@ -237,47 +237,20 @@ def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
             **plugin,
         }
     )
-    model.init_weights()
-    return model
 
 
-def _lightly_mae(size: Size, **plugins: Callable[[Size], Any]) -> Any:
-    from ._self_test_lightly import MAE
-
-    return _wrapped(MAE(size), size, plugins)
-
-
-def _lightly_simsiam(size: Size, **plugins: Callable[[Size], Any]) -> Any:
-    from ._self_test_lightly import SimSiam
-
-    return _wrapped(SimSiam(size), size, plugins)
-
-
-def _wrapped(model: Any, size: Size, plugins: dict[str, Callable[[Size], Any]]) -> Any:
+def _lightly(name: str, size: Size, **plugins: Any) -> Any:
     from ..lightly import wrap
+    from . import _self_test_lightly
 
-    if plugins:
-        wrap(model, **{name: make(size) for name, make in plugins.items()})
-    return model
-
-
-def _uniformity(size: Size) -> list[nn.Module]:
-    from ..regularizers import UniformityLoss
-
-    return [UniformityLoss()]
+    model = getattr(_self_test_lightly, name)(size)
+    return wrap(model, **plugins) if plugins else model
 
 
-def _information(size: Size) -> list[nn.Module]:
-    from ..regularizers import MutualInformationLoss
-
-    hidden = size.hidden
-    return [MutualInformationLoss(size.width, hidden_dim=hidden, projection_dim=hidden // 2)]
-
-
-def _mixing(size: Size) -> Any:
-    from ..mixing import MixMask
-
-    return MixMask(grid_size=4)
+def _lightly_mi_mae(size: Size) -> Any:
+    small = {"hidden_dim": size.hidden, "projection_dim": size.hidden // 2}
+    information = MutualInformationLoss(size.width, **small)
+    return _lightly("MAE", size, masking=ComplementaryMasking(4), regularizers=[information])
 
 
 # framework -> stock pipeline -> plugin -> model; "stock" first, the others are timed against it.
@@ -292,24 +265,20 @@ STEPS: dict[str, dict[str, dict[str, Build]]] = {
         },
         "MoCo": {
             "stock": _mmpretrain_moco,
-            "MixMask": partial(_mmpretrain_moco, mixmask={"grid_size": 4}),
+            "MixMask": partial(_mmpretrain_moco, mixing={"grid_size": 4}),
         },
     },
     "lightly": {
         "MAE": {
-            "stock": _lightly_mae,
-            "DPP greedy": partial(_lightly_mae, masking=lambda size: DPPMasking()),
-            "DPP exact": partial(_lightly_mae, masking=lambda size: DPPMasking(method="exact")),
-            "U-MAE": partial(_lightly_mae, regularizers=_uniformity),
-            "MI-MAE (4 masks)": partial(
-                _lightly_mae,
-                masking=lambda size: ComplementaryMasking(4),
-                regularizers=_information,
-            ),
+            "stock": partial(_lightly, "MAE"),
+            "DPP greedy": partial(_lightly, "MAE", masking=DPPMasking()),
+            "DPP exact": partial(_lightly, "MAE", masking=DPPMasking(method="exact")),
+            "U-MAE": partial(_lightly, "MAE", regularizers=[UniformityLoss()]),
+            "MI-MAE (4 masks)": _lightly_mi_mae,
         },
         "SimSiam": {
-            "stock": _lightly_simsiam,
-            "MixMask": partial(_lightly_simsiam, mixing=_mixing),
+            "stock": partial(_lightly, "SimSiam"),
+            "MixMask": partial(_lightly, "SimSiam", mixing=MixMask(grid_size=4)),
         },
     },
 }
@@ -421,12 +390,7 @@ def _one_line(error: Exception) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins self-test",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    command_parser("self-test", __doc__).parse_args(argv)
     start = time.perf_counter()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(

@@ -11,7 +11,6 @@ a folder, of which the first images are taken.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from .._check import check_int
 from ..analysis.mosaic import mask_mosaic
 from ..mmpretrain.analysis.mask_visualization import step_mask, step_reconstruction
 from ..mmpretrain.analysis.reconstruction import _pixels
+from . import command_parser
 from .checkpoints import (
     check_device,
     draw_masks,
@@ -101,11 +101,7 @@ def find_model(checkpoint: Path, config: Path | None, trust: bool) -> tuple[nn.M
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins show",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("show", __doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", type=Path, nargs="+", metavar="image")
     parser.add_argument("--config", type=Path)

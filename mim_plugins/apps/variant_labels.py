@@ -9,12 +9,12 @@ upstream's numbering of folders would be wrong.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from mmpretrain.datasets.categories import IMAGENET_CATEGORIES
 
+from . import command_parser
 from .images import EXTENSIONS, visible_folders
 
 
@@ -83,11 +83,7 @@ def annotate(imagenet: Path, variant: Path) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins variant-labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("variant-labels", __doc__)
     parser.add_argument("imagenet", type=Path, help="folder of ImageNet-1K's 1000 class folders")
     parser.add_argument("variant", type=Path, help="folder of the variant")
     args = parser.parse_args(argv)

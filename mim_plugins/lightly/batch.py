@@ -13,11 +13,12 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 Getter = str | int | Callable[[Any], Any]  # a key, an index, or a function of the batch
 
 
-def check_getter(name: str, value: Any) -> None:
-    """Raise TypeError unless ``value`` is a key, an index, a function or None."""
+def check_getter(name: str, value: Any) -> Any:
+    """``value`` if it is a key, an index, a function or None, else TypeError."""
     is_index = isinstance(value, (str, int)) and not isinstance(value, bool)
     if value is not None and not is_index and not callable(value):
         raise TypeError(f"{name} must be a key, an index, a function or None, got {value!r}")
+    return value
 
 
 def views_of(batch: Any, images: Getter | None = None) -> list[Tensor]:

@@ -132,10 +132,10 @@ class Mixer(ABC):
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         own, partner = self.draw(views[0], _of_this_rank() if generator is None else generator)
-        partner = _to(partner, views[0].device)
+        partner = partner.to(views[0].device, non_blocking=True)
         if isinstance(own, Tensor):
             lam = int(own.sum()) / own.numel()
-            own = _to(own, views[0].device)
+            own = own.to(views[0].device, non_blocking=True)
             mixes = [self.compose(view, lam, partner, own, generator) for view in views]
         else:
             mixes = [
@@ -429,11 +429,6 @@ def combine(mixing: Mixer | None, unmix: UnMix | None) -> tuple[Mixer, ...]:
     return tuple(mixer for mixer in (mixing, unmix) if mixer is not None)
 
 
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy from the host without waiting for the device."""
-    return tensor.to(device, non_blocking=True)
-
-
 def _of_this_rank() -> torch.Generator | None:
     """torch's own random numbers; in a distributed run others on each rank, under any seeds."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
@@ -483,7 +478,7 @@ def _beit_cells(size: int, count: int, dice: random.Random) -> Tensor:
 def _permutation(kind: str, images: Tensor, generator: torch.Generator | None) -> Tensor:
     if kind == "inverse":
         return torch.arange(len(images) - 1, -1, -1, device=images.device)
-    return _to(torch.randperm(len(images), generator=generator), images.device)
+    return torch.randperm(len(images), generator=generator)
 
 
 def _interval(side: int, share: float, dice: random.Random) -> slice:

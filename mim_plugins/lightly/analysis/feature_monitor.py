@@ -70,12 +70,10 @@ class FeatureMonitor(MonitorCallback):
         self.monitors = monitors_of(monitors)
         if dataset is not None:
             self._check_dataset(dataset)
-        check_getter("images", images)
-        check_callable("features", features)
         self.num_images = check_int("num_images", num_images, 2)
         self.dataset = dataset
-        self.get_images = images
-        self.features = features
+        self.get_images = check_getter("images", images)
+        self.features = check_callable("features", features)
         self.token = check_choice("token", token, TOKENS)
         self.batch_size = check_int("batch_size", batch_size)
         self.images: Tensor | None = None

@@ -148,13 +148,9 @@ class _StepWatch:
     def _see_masks(
         self, encoder: nn.Module, images: Tensor, removed: Tensor, idx_mask: Tensor | None
     ) -> None:
-        for name, value in (
-            ("images", images),
-            ("removed", removed),
-            ("idx_mask", idx_mask),
-            ("prefix", prefix_tokens(encoder)),
-        ):
-            self.seen.setdefault(name, value)
+        if "images" not in self.seen:
+            self.seen |= {"images": images, "removed": removed, "idx_mask": idx_mask}
+            self.seen["prefix"] = prefix_tokens(encoder)
 
     def _see_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.seen.setdefault("predicted_idx", kwargs.get("idx_mask"))

@@ -78,10 +78,6 @@ class OnlineProbe(MonitorCallback):
         labels: Getter | None = None,
     ) -> None:
         super().__init__("online_probe", every_n_epochs)
-        check_callable("optimizer", optimizer)
-        check_callable("features", features)
-        check_getter("images", images)
-        check_getter("labels", labels)
         for name, loader in (
             ("val_dataloader", val_dataloader),
             ("knn_dataloader", knn_dataloader),
@@ -97,16 +93,17 @@ class OnlineProbe(MonitorCallback):
         self.probe = FeatureProbe(
             check_int("num_classes", num_classes),
             linear=linear,
-            optimizer=optimizer,
+            optimizer=check_callable("optimizer", optimizer),
             knn_k=knn_k,
             knn_t=knn_t,
             knn_normalize=knn_normalize,
         )
         self.val_dataloader = val_dataloader
         self.knn_dataloader = knn_dataloader
-        self.features = features
+        self.features = check_callable("features", features)
         self.token = check_choice("token", token, TOKENS)
-        self.get_images, self.get_labels = images, labels
+        self.get_images = check_getter("images", images)
+        self.get_labels = check_getter("labels", labels)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to classify."""

@@ -74,9 +74,7 @@ class FeatureMonitorHook(MonitorHook):
         self.num_images = check_int("num_images", num_images, 2)
         self.batch_size = check_int("batch_size", batch_size)
         self.token = check_choice("token", token, TOKENS)
-        if dataloader is not None:
-            check_dataloader("dataloader", dataloader)
-        self.dataloader = dataloader
+        self.dataloader = check_dataloader("dataloader", dataloader)
         self.images: Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:

@@ -192,12 +192,12 @@ def fixed_images(
         return images.unflatten(0, (-1, views))
 
 
-def check_dataloader(name: str, dataloader: Any) -> None:
-    """Raise TypeError unless ``dataloader`` is a config of one."""
-    if not isinstance(dataloader, Mapping) or not {"dataset", "batch_size"} <= set(dataloader):
-        raise TypeError(
-            f"{name} must be a config with 'dataset' and 'batch_size', got {dataloader!r}"
-        )
+def check_dataloader(name: str, value: Any) -> Any:
+    """``value`` if it is the config of a data loader or None, else TypeError."""
+    is_config = isinstance(value, Mapping) and {"dataset", "batch_size"} <= set(value)
+    if value is not None and not is_config:
+        raise TypeError(f"{name} must be a config with 'dataset' and 'batch_size', got {value!r}")
+    return value
 
 
 def build_loader(runner: Runner, dataloader: dict) -> Any:
@@ -209,5 +209,4 @@ def build_loader(runner: Runner, dataloader: dict) -> Any:
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "collate_fn": {"type": "default_collate"},
     }
-    check_dataloader("dataloader", dataloader)
     return runner.build_dataloader({**defaults, **dataloader})

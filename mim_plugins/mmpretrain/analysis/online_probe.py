@@ -110,12 +110,8 @@ class OnlineProbeHook(MonitorHook):
     ) -> None:
         super().__init__("online_probe", interval, by_epoch)
         knn = val_dataloader is not None if knn is None else check_bool("knn", knn)
-        for name, loader in (
-            ("val_dataloader", val_dataloader),
-            ("bank_dataloader", bank_dataloader),
-        ):
-            if loader is not None:
-                check_dataloader(name, loader)
+        self.val_dataloader = check_dataloader("val_dataloader", val_dataloader)
+        self.bank_dataloader = check_dataloader("bank_dataloader", bank_dataloader)
         optimizer = {
             "type": "AdamW", "lr": 1e-3, "weight_decay": 0.0, **check_dict("optimizer", optimizer)
         }  # fmt: skip
@@ -140,8 +136,6 @@ class OnlineProbeHook(MonitorHook):
                 f"optimizer must be a config of an optimizer, got {optimizer!r}: {error}"
             ) from error
         self.knn = knn
-        self.val_dataloader = val_dataloader
-        self.bank_dataloader = bank_dataloader
         self.linear_interval = check_int("linear_interval", linear_interval)
         self.log_interval = check_int("log_interval", log_interval)
         self.token = check_choice("token", token, TOKENS)

@@ -14,11 +14,52 @@ from ...masking.base import agree, check_mask_ratio
 from ...regularizers import MutualInformationLoss
 from ..encoders import with_encoder
 from ..masking.backbones import build_masking
-from .algorithms import RegularizedMAE, RegularizedSimMIM
+from .algorithms import RegularizedMAE, RegularizedSimMIM, _Regularized
+
+
+class _Informed(_Regularized):
+    """The information terms as the only regularizer, by their weights."""
+
+    def __init__(
+        self,
+        backbone: dict | nn.Module,
+        *args: Any,
+        cross_weight: float = 0.1,
+        output_weight: float = 0.0,
+        input_weight: float = 0.001,
+        information: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        built: Any = backbone
+        if not isinstance(backbone, nn.Module):
+            if not isinstance(backbone, dict) or "type" not in backbone:
+                raise TypeError(
+                    f"backbone must be a config with a type, or a module, got {backbone!r}"
+                )
+            built = MODELS.build(backbone)
+        # What SimMIM decodes: of a Swin transformer the last stage.
+        stages = getattr(built, "stages", None)
+        term = MutualInformationLoss(
+            built.embed_dims if stages is None else stages[-1].out_channels,
+            cross_weight=cross_weight,
+            output_weight=output_weight,
+            input_weight=input_weight,
+            **check_dict("information", information),
+        )
+        super().__init__(built, *args, regularizers=[term], **kwargs)
+        self.cross_weight = cross_weight
+
+    def _check_num_masks(self, num_masks: int, owner: str = "") -> None:
+        if self.cross_weight and num_masks < 2:
+            raise ValueError(
+                f"cross_weight={self.cross_weight} needs several masks per image: set {owner}"
+                "masking=dict(type='ComplementaryMasking', num_masks=4) (None is one random "
+                "mask), or cross_weight=0"
+            )
 
 
 @MODELS.register_module()
-class MIMAE(RegularizedMAE):
+class MIMAE(_Informed, RegularizedMAE):
     """MI-MAE: ``RegularizedMAE`` with the information terms (arXiv 2502.19718).
 
     The backbone should draw complementary masks::
@@ -48,25 +89,14 @@ class MIMAE(RegularizedMAE):
             an argument is out of range.
     """
 
-    def __init__(
-        self,
-        backbone: dict | nn.Module,
-        *args: Any,
-        cross_weight: float = 0.1,
-        output_weight: float = 0.0,
-        input_weight: float = 0.001,
-        information: dict | None = None,
-        **kwargs: Any,
-    ) -> None:
-        built = _build_backbone(backbone)
-        term = _head(built.embed_dims, cross_weight, output_weight, input_weight, information)
-        masking = getattr(built, "masking", None)
-        _check_num_masks(getattr(masking, "num_masks", 1), cross_weight, "backbone.")
-        super().__init__(built, *args, regularizers=[term], **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        masking = getattr(self.backbone, "masking", None)
+        self._check_num_masks(getattr(masking, "num_masks", 1), "backbone.")
 
 
 @MODELS.register_module()
-class MISimMIM(RegularizedSimMIM):
+class MISimMIM(_Informed, RegularizedSimMIM):
     """The information terms of MI-MAE on SimMIM, our extension.
 
     Masks are drawn here instead of by the data pipeline, on the images' device; a mask in
@@ -90,27 +120,17 @@ class MISimMIM(RegularizedSimMIM):
 
     def __init__(
         self,
-        backbone: dict | nn.Module,
         *args: Any,
         masking: dict | Masking | None = None,
         mask_generator: dict | Masking | None = None,
         mask_ratio: float | None = None,
-        cross_weight: float = 0.1,
-        output_weight: float = 0.0,
-        input_weight: float = 0.001,
-        information: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        built = _build_backbone(backbone)
-        # What SimMIM decodes: of a Swin transformer the last stage.
-        stages = getattr(built, "stages", None)
-        dim = built.embed_dims if stages is None else stages[-1].out_channels
-        term = _head(dim, cross_weight, output_weight, input_weight, information)
-        super().__init__(built, *args, regularizers=[term], **kwargs)
-        self.masking = with_encoder(build_masking(masking, mask_generator), built)
+        super().__init__(*args, **kwargs)
+        self.masking = with_encoder(build_masking(masking, mask_generator), self.backbone)
         ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
         self.mask_ratio = check_mask_ratio(ratio)
-        _check_num_masks(self.masking.num_masks, cross_weight, "")
+        self._check_num_masks(self.masking.num_masks)
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], **kwargs: Any
@@ -121,36 +141,3 @@ class MISimMIM(RegularizedSimMIM):
         mask = self.masking(inputs, mask_ratio=self.mask_ratio, patch_size=side).mask
         mask = mask.unflatten(1, grid).float()
         return self._losses(inputs.repeat(num_masks, 1, 1, 1), mask, num_masks)
-
-
-def _build_backbone(backbone: dict | nn.Module) -> Any:
-    if isinstance(backbone, nn.Module):
-        return backbone
-    if not isinstance(backbone, dict) or "type" not in backbone:
-        raise TypeError(f"backbone must be a config with a type, or a module, got {backbone!r}")
-    return MODELS.build(backbone)
-
-
-def _head(
-    dim: int,
-    cross_weight: float,
-    output_weight: float,
-    input_weight: float,
-    information: dict | None,
-) -> MutualInformationLoss:
-    return MutualInformationLoss(
-        dim,
-        cross_weight=cross_weight,
-        output_weight=output_weight,
-        input_weight=input_weight,
-        **check_dict("information", information),
-    )
-
-
-def _check_num_masks(num_masks: int, cross_weight: float, owner: str) -> None:
-    if cross_weight and num_masks < 2:
-        raise ValueError(
-            f"cross_weight={cross_weight} needs several masks per image: set {owner}masking="
-            "dict(type='ComplementaryMasking', num_masks=4) (None is one random mask), or "
-            "cross_weight=0"
-        )
