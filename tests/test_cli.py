@@ -13,6 +13,8 @@ from .warm import run_script
 WITHOUT = """
 import runpy, sys
 for name in {absent!r}:
+    for module in [m for m in sys.modules if m.split(".")[0] == name]:
+        del sys.modules[module]
     sys.modules[name] = None
 sys.argv = ["mim_plugins"]
 runpy.run_module("mim_plugins", run_name="__main__")
@@ -45,18 +47,18 @@ def test_lists_what_is_there() -> None:
 
 def test_one_framework_is_enough() -> None:
     pytest.importorskip("lightly", reason="lightly is not installed")
-    result = run("-c", WITHOUT.format(absent=["mmpretrain"]))
-    assert result.returncode == 0
-    assert "pip install 'mim_plugins[mmpretrain]'" in result.stdout
-    assert "lightly                      usable" in result.stdout
+    code, output = run_script("-c", WITHOUT.format(absent=["mmpretrain"]))
+    assert code == 0
+    assert "pip install 'mim_plugins[mmpretrain]'" in output
+    assert "lightly                      usable" in output
 
 
 def test_none_is_an_error() -> None:
-    result = run("-c", WITHOUT.format(absent=["mmpretrain", "lightly"]))
-    assert result.returncode == 1
-    assert "pip install 'mim_plugins[mmpretrain]'" in result.stdout
-    assert "pip install 'mim_plugins[lightly]'" in result.stdout
-    assert "DPPMasking" in result.stdout
+    code, output = run_script("-c", WITHOUT.format(absent=["mmpretrain", "lightly"]))
+    assert code == 1
+    assert "pip install 'mim_plugins[mmpretrain]'" in output
+    assert "pip install 'mim_plugins[lightly]'" in output
+    assert "DPPMasking" in output
 
 
 def test_configs_are_found() -> None:
@@ -86,10 +88,10 @@ def test_commands_run_and_say_what_they_need(capsys: pytest.CaptureFixture) -> N
         assert error.value.code == 0
         assert f"usage: python -m mim_plugins {name}" in capsys.readouterr().out
     code = WITHOUT.format(absent=["mmpretrain"]).replace('["mim_plugins"]', '["x", "show"]')
-    result = run("-c", code)
-    assert result.returncode == 2
-    assert "error: show needs what is not there" in result.stderr
-    assert "Traceback" not in result.stderr
+    returned, output = run_script("-c", code)
+    assert returned == 2
+    assert "error: show needs what is not there" in output
+    assert "Traceback" not in output
 
 
 CORE_ONLY = """
@@ -130,6 +132,6 @@ for call in (lambda: load_photo("coffee"), lambda: write_photo_folder({str(tmp_p
     result = run("-c", CORE_ONLY + code)
     assert result.returncode == 0, result.stderr
     code = WITHOUT.format(absent=["mmpretrain", "tqdm"])
-    result = run("-c", code.replace('["mim_plugins"]', '["x", "demo"]'))
-    assert result.returncode == 2
-    assert "needs mmpretrain, tqdm: pip install 'mim_plugins[mmpretrain,anal" in result.stderr
+    returned, output = run_script("-c", code.replace('["mim_plugins"]', '["x", "demo"]'))
+    assert returned == 2
+    assert "needs mmpretrain, tqdm: pip install 'mim_plugins[mmpretrain,anal" in output

@@ -1,10 +1,10 @@
 """What is too old is named at import, with the version that is needed."""
 
 import re
-import subprocess
-import sys
 
 import pytest
+
+from .warm import run_script
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,11 @@ import pytest
 def test_one_sentence_at_import(code: str, package: str, extra: str) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed")
     code = f"import {package}; {package}.__version__ = '0.1.0'; {code}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    last = result.stderr.strip().splitlines()[-1]
+    returned, output = run_script("-c", code)
+    last = output.strip().splitlines()[-1]
     expected = (
         rf"ImportError: mim_plugins needs {package.replace('_', '-')}>=[\d.]+, found 0\.1\.0: "
         rf"pip install --upgrade 'mim_plugins{extra}'"
     )
-    assert result.returncode == 1
+    assert returned == 1
     assert re.fullmatch(expected, last), last

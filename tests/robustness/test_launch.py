@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from mmengine.runner import CheckpointLoader
 import mim_plugins.mmpretrain  # noqa: F401  (checkpoints load)
 
 from ..upstream.tools import CONFIGS, CROP, RUNTIME, TINY_MAE, TOOLS, loader, read_log
+from ..warm import run_script
 
 # mmengine takes a GPU for granted, which this machine need not have.
 GLOO = "import torch.distributed as dist\ndist.init_process_group('gloo')\n"
@@ -38,23 +37,17 @@ def test_a_plugin_config_with_hooks(photo_folder: Path, tmp_path: Path) -> None:
     small = SMALL.format(loader=loader(photo_folder, "train", 32, CROP))
     config = tmp_path / "config.py"
     config.write_text(f"_base_ = {str(base)!r}\n{small}{TINY_MAE}{RUNTIME}{ON_CPU}")
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node=2", str(TOOLS / "train.py"), str(config)),
-            *("--launcher", "pytorch", "--work-dir", str(tmp_path / "work")),
-        ],
+    code, output = run_script(
+        *("-m", "torch.distributed.run", "--standalone"),
+        *("--nproc_per_node=2", TOOLS / "train.py", config),
+        *("--launcher", "pytorch", "--work-dir", tmp_path / "work"),
         env={
-            **os.environ,
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
-    assert result.returncode == 0, result.stdout[-4000:]
+    assert code == 0, output[-4000:]
     log = read_log(tmp_path / "work")
     assert len(re.findall(r" loss: [\d.]+", log)) == 2  # 32 images on two processes of 8
     assert len(re.findall("analysis/effective_rank [\\d.]+", log)) == 2  # start and end, one rank
