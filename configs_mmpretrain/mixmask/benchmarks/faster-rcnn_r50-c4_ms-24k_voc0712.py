@@ -38,7 +38,8 @@ model = dict(
 )
 
 # Each VOCDataset adds its year to its meta information, which must otherwise be equal.
-train_dataloader = dict(dataset=dict(ignore_keys=['dataset_type']))
+# PreciseBNHook asks the loader for its batch size, which one with a batch sampler does not tell.
+train_dataloader = dict(batch_sampler=None, dataset=dict(ignore_keys=['dataset_type']))
 
 max_iter = 24000
 train_cfg = dict(max_iters=max_iter, val_interval=2000)

@@ -48,8 +48,11 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
+# PreciseBNHook asks the loader for its batch size, which one with a batch sampler does not tell.
 train_dataloader = dict(
-    sampler=dict(type='InfiniteSampler', shuffle=True), dataset=dict(pipeline=train_pipeline)
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    batch_sampler=None,
+    dataset=dict(pipeline=train_pipeline),
 )
 
 max_iter = 90000
