@@ -158,9 +158,9 @@ def bounded(command: list[str]) -> int:
 def cifar_command(experiment: str, data: Path, out: Path, tiny: bool) -> list[str]:
     command = [sys.executable, "cifar.py", experiment, "--data", str(data)]
     command += ["--out", str(out / experiment), "--resume"]
-    size = (
-        ["--epochs", "2", "--images", "256"] if tiny else ["--epochs", "200", "--images", "50000"]
-    )
+    size = ["--epochs", "200", "--images", "50000"]
+    if tiny:
+        size = ["--epochs", "2", "--images", "32", "--batch-size", "16", "--seeds", "0"]
     return command + size + ["--checkpoints", "2" if tiny else "20"]
 
 

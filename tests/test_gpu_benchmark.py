@@ -69,3 +69,12 @@ def test_what_does_not_fit_is_a_row(gpu: Any, monkeypatch: pytest.MonkeyPatch) -
     rows = gpu.run_steps("lightly", "SimSiam", tiny=True)
     assert [row["step"] for row in rows] == ["MixMask", "stock", "stock again"]
     assert rows[0]["ms"] == "out of memory"
+
+
+@pytest.mark.parametrize("framework", ["mmpretrain", "lightly"])
+def test_every_phase_of_steps(gpu: Any, framework: str) -> None:
+    pytest.importorskip(framework, reason=f"{framework} is not installed")
+    for pipeline, plugins in gpu.STEPS[framework].items():
+        rows = gpu.run_steps(framework, pipeline, tiny=True)
+        assert [row["step"] for row in rows] == [*plugins, "stock again"]
+        assert all(float(row["ms"]) > 0 for row in rows)

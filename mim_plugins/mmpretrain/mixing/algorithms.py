@@ -303,7 +303,8 @@ class MixMaskSimCLR(_MixedQueries, SimCLR):
         rows = torch.arange(len(z), device=z.device)
         positive = similarity.gather(1, (rows ^ 1)[:, None])
         others = (rows // 2 * 2)[:, None] + 2 + rows[:-2]  # all but the pair, counted on from it
-        return self.head.loss(positive, similarity.gather(1, others % len(z)))
+        with z.device:  # where the head makes its labels; else a copy that is waited for
+            return self.head.loss(positive, similarity.gather(1, others % len(z)))
 
 
 @BATCH_AUGMENTS.register_module(name="MixMask")
