@@ -248,8 +248,8 @@ def _lightly(name: str, size: Size, **plugins: Any) -> Any:
 
 
 def _lightly_mi_mae(size: Size) -> Any:
-    small = {"hidden_dim": size.hidden, "projection_dim": size.hidden // 2}
-    information = MutualInformationLoss(size.width, **small)
+    hidden, out = size.hidden, size.hidden // 2
+    information = MutualInformationLoss(size.width, hidden_dim=hidden, projection_dim=out)
     return _lightly("MAE", size, masking=ComplementaryMasking(4), regularizers=[information])
 
 
