@@ -28,3 +28,16 @@ def is_traced(x: Tensor) -> bool:
         or x.is_meta
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
+
+
+def check_device(name: str) -> torch.device:
+    """A device that works.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
+        raise ValueError(f"device {name!r} cannot be used: {reason}") from error

@@ -73,7 +73,7 @@ def test_commands_are_named() -> None:
     assert "{demo,report,show,variant-labels,self-test} [-h] ..." in result.stderr
 
 
-def test_commands_run_and_say_what_they_need(capsys: pytest.CaptureFixture) -> None:
+def test_commands_run_and_say_what_they_need(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     for name, needs in (
         ("demo", None),
         ("report", "sklearn"),
@@ -87,10 +87,13 @@ def test_commands_run_and_say_what_they_need(capsys: pytest.CaptureFixture) -> N
             main([name, "--help"])
         assert error.value.code == 0
         assert f"usage: python -m mim_plugins {name}" in capsys.readouterr().out
-    code = WITHOUT.format(absent=["mmpretrain"]).replace('["mim_plugins"]', '["x", "show"]')
+    (tmp_path / "x.pth").touch()
+    command = str(["x", "show", str(tmp_path / "x.pth"), str(tmp_path / "x.pth")])
+    code = WITHOUT.format(absent=["mmpretrain"]).replace('["mim_plugins"]', command)
     returned, output = run_script("-c", code)
     assert returned == 2
-    assert "error: show needs what is not there" in output
+    assert "x.pth is a checkpoint of mmpretrain" in output
+    assert "pip install 'mim_plugins[mmpretrain]'" in output
     assert "Traceback" not in output
 
 

@@ -82,3 +82,15 @@ def unpatchify(patches: Tensor, patch: int, height: int, width: int) -> Tensor:
     rows, columns = height // patch, width // patch
     split = patches.reshape(len(patches), rows, columns, patch, patch, -1)
     return split.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, height, width)
+
+
+def with_statistics_of(predicted: Tensor, images: Tensor, patch: int) -> Tensor:
+    """Give normalised patches ``patch`` pixels wide (``norm_pix``) the images' mean and variance.
+
+    Args:
+        predicted, images: ``(B, C, H, W)``.
+        patch: Side of a patch; variances are unbiased, plus 1e-6, as MAE's are.
+    """
+    variance, mean = torch.var_mean(patchify(images.float(), patch), dim=2, keepdim=True)
+    patches = patchify(predicted, patch) * (variance + 1e-6).sqrt() + mean
+    return unpatchify(patches, patch, *images.shape[2:])

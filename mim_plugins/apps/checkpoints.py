@@ -172,18 +172,6 @@ def draw_masks(model: nn.Module, config: Config, inputs: Tensor) -> Tensor:
     return torch.stack([torch.as_tensor(transform({"img": image})["mask"]) for image in images])
 
 
-def check_device(name: str) -> torch.device:
-    """A device that works.
-
-    Raises:
-        ValueError: If it is not there.
-    """
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {first_line(error)}") from error
-
-
 def make_output(folder: Path) -> Path:
     """Make a folder that can be written into, before anything is computed.
 

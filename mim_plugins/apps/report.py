@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._check import check_int
+from .._device import check_device
 from .._observe import observing
 from .._pool import pool
 from ..analysis import (
@@ -41,7 +42,6 @@ from ..mmpretrain.encoders import num_prefix_tokens
 from . import command_parser
 from .checkpoints import (
     Run,
-    check_device,
     draw_masks,
     find_run,
     image_size,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..._check import check_int
 from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
-from ...analysis.pixels import grid_of
+from ...analysis.pixels import grid_of, with_statistics_of
 from .features import StepCapture, first_view, unwrap
 from .hook import IntervalHook
-from .reconstruction import _pixels, with_statistics_of
+from .reconstruction import _pixels
 
 
 @HOOKS.register_module()

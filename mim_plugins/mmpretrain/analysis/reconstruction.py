@@ -10,7 +10,7 @@ from mmpretrain.models import VisionTransformer
 from mmpretrain.models.selfsup import MAE, SimMIM
 from torch import Tensor
 
-from ...analysis.pixels import patchify, unpatchify
+from ...analysis.pixels import with_statistics_of
 from .features import unwrap
 
 
@@ -68,13 +68,6 @@ def _mae(model: MAE, inputs: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
     if head.norm_pix:
         predicted = with_statistics_of(predicted, inputs, head.patch_size)
     return predicted, head.unpatchify(mask).bool()
-
-
-def with_statistics_of(predicted: Tensor, images: Tensor, patch: int) -> Tensor:
-    """Give normalised patches ``patch`` pixels wide the mean and variance of the images'."""
-    variance, mean = torch.var_mean(patchify(images.float(), patch), dim=2, keepdim=True)
-    patches = patchify(predicted, patch) * (variance + 1e-6).sqrt() + mean
-    return unpatchify(patches, patch, *images.shape[2:])
 
 
 def _encode_all(backbone: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,165 @@
+"""Pictures of Lightning checkpoints of lightly's MAE, for ``show``."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightly.models import utils
+from lightly.models.modules import (
+    MaskedVisionTransformerDecoderTIMM,
+    MaskedVisionTransformerTIMM,
+)
+from lightly.transforms.utils import IMAGENET_NORMALIZE
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..analysis.mosaic import mask_mosaic
+from ..analysis.pixels import undo_normalization, unpatchify, with_statistics_of
+from ..lightly.analysis.reconstruction import MAE_PARTS
+from ..masking.base import check_mask_ratio
+
+# Width to number of heads: of timm's vision transformers, and of MAE's decoder.
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_HEADS = {512: 16}
+# As lightly's MAEDecoderTIMM has them, which held all of the decoder.
+OLD_NAMES = {
+    "decoder.decoder_embed.": "decoder_embed.",
+    "decoder.decoder_pos_embed": "decoder.pos_embed",
+    "decoder.decoder_blocks.": "decoder.blocks.",
+    "decoder.decoder_norm.": "decoder.norm.",
+    "decoder.decoder_pred.": "prediction_head.",
+}
+
+
+class Shown:
+    """A checkpoint as ``show`` asks for it.
+
+    Raises:
+        ValueError: If it holds no MAE of lightly, or its weights do not tell the model.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.mask_ratio = check_mask_ratio(args.mask_ratio)
+        self.norm_pix = args.norm_pix
+        weights = read_weights(args.checkpoint, args.trust)
+        self.model: Any = build(weights, args.heads, args.checkpoint)
+        self.size = self.model.backbone.vit.patch_embed.img_size[0]
+
+    @torch.no_grad()
+    def picture(self, images: Tensor) -> Tensor:
+        """``(height, width, 3)`` uint8, of images ``(B, 3, size, size)`` in 0..255."""
+        model, vit = self.model, self.model.backbone.vit
+        mean, std = IMAGENET_NORMALIZE["mean"], IMAGENET_NORMALIZE["std"]
+        device = vit.pos_embed.device
+        shift, scale = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
+        inputs = (images.to(device) / 255 - shift) / scale
+        length, prefix = model.backbone.sequence_length, vit.num_prefix_tokens
+        side = vit.patch_embed.patch_size[0]
+        idx_keep, idx_mask = utils.random_token_mask(
+            (len(inputs), length), self.mask_ratio, device=device
+        )
+        seen = model.decoder_embed(model.backbone.encode(images=inputs, idx_keep=idx_keep))
+        tokens = seen.new_zeros(len(inputs), length, seen.shape[2])
+        tokens = utils.set_at_index(tokens, idx_keep, seen)
+        predicted = model.prediction_head(model.decoder(tokens, idx_mask=idx_mask))[:, prefix:]
+        predicted = unpatchify(predicted, side, *inputs.shape[2:])
+        if self.norm_pix:
+            predicted = with_statistics_of(predicted, inputs, side)
+        removed = torch.zeros(len(inputs), length, dtype=torch.bool, device=device)
+        removed = removed.scatter(1, idx_mask, True)[:, prefix:]
+        return mask_mosaic(
+            undo_normalization(inputs, mean, std),
+            removed.view(-1, *vit.patch_embed.grid_size),
+            undo_normalization(predicted, mean, std),
+        )
+
+
+def read_weights(path: Path, trust: bool) -> dict[str, Tensor]:
+    """The ``state_dict`` of a Lightning checkpoint, under the names of lightly 1.6."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than numbers, hyperparameters say: give --trust to run what is "
+            "in it, if you trust where the file comes from"
+        ) from error
+    weights = {}
+    for key, value in saved["state_dict"].items():
+        old = next((name for name in OLD_NAMES if key.startswith(name)), None)
+        weights[OLD_NAMES[old] + key.removeprefix(old) if old else key] = value
+    return weights
+
+
+def build(weights: dict[str, Tensor], heads: list[int] | None, source: object) -> nn.Module:
+    """The encoder and the decoder that have these weights, in evaluation mode."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in weights:
+            raise ValueError(
+                f"{source} must hold lightly's MAE, {', '.join(MAE_PARTS)} with a vision "
+                f"transformer of timm: it has no {key}"
+            )
+        return weights[key].shape
+
+    def count(prefix: str) -> int:
+        numbers = [re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in weights]
+        return 1 + max(int(found[1]) for found in numbers if found)
+
+    dim, channels, patch, _ = shape("backbone.vit.patch_embed.proj.weight")
+    decoder_dim = shape("decoder_embed.weight")[0]
+    length = shape("decoder.pos_embed")[1]
+    hidden, decoder_hidden = (
+        shape(f"{blocks}.0.mlp.fc1.weight")[0]
+        for blocks in ("backbone.vit.blocks", "decoder.blocks")
+    )
+    registers = weights.get("backbone.vit.reg_token", torch.empty(1, 0)).shape[1]
+    prefix = int("backbone.vit.cls_token" in weights) + registers
+    side = isqrt(length - prefix)
+    if (
+        channels != 3
+        or side**2 != length - prefix
+        or shape("prediction_head.weight")[0] != (3 * patch**2)
+    ):
+        raise ValueError(f"{source} must predict the pixels of square RGB images")
+    if heads is None:
+        if dim not in HEADS or decoder_dim not in DECODER_HEADS:
+            raise ValueError(
+                f"{source} has an encoder of width {dim} and a decoder of width {decoder_dim}, "
+                "whose numbers of attention heads no weight tells: give --heads ENCODER DECODER"
+            )
+        heads = [HEADS[dim], DECODER_HEADS[decoder_dim]]
+    for width, number in zip((dim, decoder_dim), heads, strict=True):
+        if number < 1 or width % number:
+            raise ValueError(f"heads must divide the width {width}, got {number}")
+    model = nn.Module()
+    vit = VisionTransformer(
+        img_size=side * patch, patch_size=patch, embed_dim=dim, num_heads=heads[0],
+        depth=count("backbone.vit.blocks."), mlp_ratio=hidden / dim, reg_tokens=registers,
+        class_token="backbone.vit.cls_token" in weights,
+        global_pool="token" if "backbone.vit.cls_token" in weights else "",
+        no_embed_class=shape("backbone.vit.pos_embed")[1] == side**2,
+        num_classes=len(weights.get("backbone.vit.head.bias", ())),
+    )  # fmt: skip
+    model.backbone = MaskedVisionTransformerTIMM(vit=vit)
+    model.decoder_embed = nn.Linear(dim, decoder_dim)
+    model.decoder = MaskedVisionTransformerDecoderTIMM(
+        num_patches=side**2, embed_dim=decoder_dim, depth=count("decoder.blocks."),
+        num_heads=heads[1], num_prefix_tokens=prefix, mlp_ratio=decoder_hidden / decoder_dim,
+    )  # fmt: skip
+    model.prediction_head = nn.Linear(decoder_dim, 3 * patch**2)
+    own = tuple(f"{part}." for part in MAE_PARTS)
+    weights = {key: value for key, value in weights.items() if key.startswith(own)}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        odd = str(error).split("\n", 1)[-1].strip()
+        raise ValueError(f"{source} is no MAE with a plain ViT of timm: {odd}") from error
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise ValueError(f"{source} must be finite, got NaN or infinity")
+    return model.eval()
