@@ -45,6 +45,9 @@ def test_wheel_built_from_the_sdist_works_elsewhere(tmp_path: Path) -> None:
     }
     assert sources <= shipped
     assert (site / "mim_plugins" / "py.typed").exists()
+    index = (site / "mim_plugins" / "model-index.yml").read_text()
+    assert index == (ROOT / "model-index.yml").read_text()
+    assert (site / "mim_plugins" / ".mim" / "tools" / "train.py").exists()
     code = "import mim_plugins.masking as m; print(m.__file__)"
     assert run("-c", code, PYTHONPATH=str(site)).startswith(str(site))
 

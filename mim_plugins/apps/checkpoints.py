@@ -33,7 +33,7 @@ def find_config(folder: Path) -> Path:
     written = (  # not just any script, which reading would run
         path
         for path in folder.glob("*.py")
-        if re.search(r"^work_dir = ", path.read_text(errors="replace"), re.MULTILINE)
+        if re.search(r"^work_dir ?= ?", path.read_text(errors="replace"), re.MULTILINE)
     )
     configs = sorted(written, key=lambda path: path.stat().st_mtime)
     return configs[-1] if configs else folder / "(no config)"
