@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("skimage", reason="the photographs are scikit-image's")
 pytest.importorskip("lightly", reason="lightly is not installed")
@@ -78,3 +80,31 @@ def test_every_phase_of_steps(gpu: Any, framework: str) -> None:
         rows = gpu.run_steps(framework, pipeline, tiny=True)
         assert [row["step"] for row in rows] == [*plugins, "stock again"]
         assert all(float(row["ms"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_cifar_is_trained_and_judged(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One variant of one experiment, by mmpretrain's own tool."""
+    pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("a", "b") * 2):
+        folder = tmp_path / "data" / ("train" if number < 2 else "test") / name
+        folder.mkdir(parents=True)
+        for i in range(16):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    command = gpu.cifar_command
+    monkeypatch.setattr(
+        gpu, "cifar_command", lambda *args: [*command(*args), "--only", "lambda 0.01"]
+    )
+    monkeypatch.setattr(gpu, "EXPERIMENTS", {"umae": "cifar10"})
+    out = tmp_path / "out"
+    out.mkdir()
+    gpu.work("kernels", out, tiny=True)
+    tiny = ["--tiny", "--out", str(out), "--only", "kernels", "--cifar10", str(tmp_path / "data")]
+    assert gpu.main(tiny) == 0
+    assert "## CIFAR, umae" in (out / "gpu.md").read_text()
+    (run,) = json.loads((out / "umae" / "results.json").read_text()).values()
+    assert sorted(map(int, run["curve"])) == [1, 2]
