@@ -97,7 +97,7 @@ def test_of_a_student_and_a_teacher_the_teacher() -> None:
     vit = VisionTransformer(
         img_size=32, patch_size=4, embed_dim=32, depth=1, num_heads=2, dynamic_img_size=True
     )
-    model = IBOT(vit, output_dim=64, lr=1e-3)
+    model = IBOT(vit, output_dim=64)
     wrap(model, masking=asking(mask_ratio=0.7))
     assert encoder_of_whole_images(model) is model.teacher_backbone
     model.teacher_backbone.requires_grad_(True)
