@@ -28,8 +28,6 @@ def check(features: str) -> None:
     _model(features)
 
 
-@torch.no_grad()
-@torch.compiler.disable
 def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
     """``(B, U, D)``: one token per masking unit.
 
@@ -41,6 +39,12 @@ def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor
         images: ``(B, 3, H, W)``.
         grid: Rows and columns of units, U in all.
     """
+    # Not a decorator: that would import torch._dynamo, and networkx, with this package.
+    return torch.compiler.disable(_patch_tokens)(features, images, grid)
+
+
+@torch.no_grad()
+def _patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
     model = _model(features)
     model.to(images.device)
     weight = next(model.parameters())
