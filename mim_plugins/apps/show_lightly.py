@@ -48,8 +48,8 @@ class Shown:
         self.mask_ratio = check_mask_ratio(args.mask_ratio)
         self.norm_pix = args.norm_pix
         weights = read_weights(args.checkpoint, args.trust)
-        self.model: Any = build(weights, args.heads, args.checkpoint)
-        self.size = self.model.backbone.vit.patch_embed.img_size[0]
+        model: Any = build(weights, args.heads, args.checkpoint)
+        self.model, self.size = model, model.backbone.vit.patch_embed.img_size[0]
 
     @torch.no_grad()
     def picture(self, images: Tensor) -> Tensor:

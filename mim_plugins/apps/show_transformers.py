@@ -33,12 +33,12 @@ class Shown:
                 f"{folder} must hold a ViTMAEForPreTraining (model_type vit_mae), got {kind!r}"
             )
         try:
-            self.model: Any
-            self.model, info = ViTMAEForPreTraining.from_pretrained(
+            loaded: Any = ViTMAEForPreTraining.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True
             )
         except RuntimeError as error:
             raise ValueError(f"{folder} does not fit its config.json: {error}") from error
+        self.model, info = loaded
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise ValueError(f"{folder} lacks {len(missing)} weights: {', '.join(missing[:3])}")
