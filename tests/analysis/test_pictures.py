@@ -88,7 +88,9 @@ def test_mosaic_of_other_statistics_and_of_nan() -> None:
     images = torch.rand(1, 3, 96, 96)
     images[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
     stretched = mask_mosaic(images * 5000 - 1000, torch.zeros(1, 2, 2))
-    assert torch.equal(stretched, mask_mosaic(images, torch.zeros(1, 2, 2)))
+    plain = mask_mosaic(images, torch.zeros(1, 2, 2))
+    # Where a value lies between two, the two scales may round it to either.
+    torch.testing.assert_close(stretched, plain, atol=1, rtol=0)
     hidden = mask_mosaic(images, torch.ones(1, 2, 2), images * torch.nan)
     assert torch.equal(hidden[:, :96], stretched[:, :96])
     assert (hidden[:, 196:] <= 0).sum() > 2 * 96 * 96 * 3 - 1  # diverged: black
