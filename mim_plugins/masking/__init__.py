@@ -3,7 +3,7 @@
 from .base import Masking
 from .colored_noise import ColoredNoiseMasking
 from .complementary import ComplementaryMasking
-from .dpp import DPPMasking, greedy_map, sample_kdpp
+from .dpp import DPPMasking, greedy_map, sample_kdpp, sample_kdpp_dual
 from .hierarchical import HierarchicalMasking
 from .kernels import patch_kernel
 from .patch_mask import PatchMask
@@ -24,4 +24,5 @@ __all__ = [
     "greedy_map",
     "patch_kernel",
     "sample_kdpp",
+    "sample_kdpp_dual",
 ]

@@ -180,7 +180,10 @@ if INSTALLED:
                     x[s] -= x[s].mean()
                 norms += x[s] * x[s]
             if cosine:
-                x /= np.maximum(np.sqrt(norms), 1e-12)
+                black = np.where(norms == 0, 1.0, 0.0)
+                x /= np.sqrt(norms + black)
+                if black.any():
+                    x = np.concatenate((x, black.reshape(1, -1)))
             else:
                 norms *= 1 - ROUNDING
                 scale = np.float32(bandwidth**2 if bandwidth else _median(x, norms))

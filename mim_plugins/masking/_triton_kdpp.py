@@ -15,6 +15,9 @@ from torch import Tensor
 from .._versions import numbers
 from ._triton import INSTALLED, launch, tile
 
+# Of an item, where all that are left lie in the span of those drawn: above rounding.
+SMALLEST_PROBABILITY = 1e-10
+
 if INSTALLED:
     import triton
     import triton.language as tl
@@ -33,7 +36,7 @@ def warn_if_eigh_is_a_loop(torch_version: str) -> None:
             f"torch {torch_version} decomposes the kernels of a batch one by one on a GPU, which "
             "makes method='exact' slow; torch>=2.12 does not",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -64,7 +67,7 @@ def sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor | None:
 
 def projection_settings(num: int, k: int) -> dict[str, Any]:
     """What the kernel is compiled for."""
-    return {"NUM": num, "K": k, **tile(num)}
+    return {"NUM": num, "K": k, "SMALLEST": SMALLEST_PROBABILITY, **tile(num)}
 
 
 if INSTALLED:
@@ -119,6 +122,7 @@ if INSTALLED:
         batch,
         NUM: tl.constexpr,
         K: tl.constexpr,
+        SMALLEST: tl.constexpr,
         BLOCK: tl.constexpr,
         ROWS: tl.constexpr,
     ):
@@ -131,7 +135,8 @@ if INSTALLED:
         taken = ~valid
         for t in range(K):
             clock = tl.load(clocks + (t * batch + image) * NUM + items, mask=valid, other=1.0)
-            rate = tl.where(taken, -1.0, tl.maximum(probability, 0.0) / clock)
+            probability = tl.maximum(probability, SMALLEST)
+            rate = tl.where(taken, -1.0, probability / clock)
             j = tl.argmax(rate, axis=0)
             tl.store(chosen + image * K + t, j.to(tl.int64))
             largest = tl.sum(tl.where(items == j, probability, 0.0), axis=0)

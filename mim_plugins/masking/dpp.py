@@ -25,6 +25,7 @@ from .kernels import (
     patch_kernel,
     unit_features,
     unit_sides,
+    unit_vectors,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class DPPMasking(Masking):
     ``tau=0`` is greedy to the end.
 
     ``method="exact"``: an exact sample of the k-DPP, see :func:`sample_kdpp`. Slower.
+    With ``kernel="cosine"`` and K <= D < N for K visible of N patches with D features it is
+    :func:`sample_kdpp_dual`'s, which is faster.
 
     Args:
         method: ``"greedy"`` or ``"exact"``. Default: ``"greedy"``.
@@ -139,6 +142,12 @@ class DPPMasking(Masking):
                 pixels.numpy(), 1, grid, num_keep, noise.double().contiguous().numpy()
             )
             ids_keep = torch.from_numpy(kept)
+        elif self.method == "exact" and self.kernel == "cosine" and self._is_stock:
+            features = self._unit_features(images, grid)
+            if num_keep <= features.shape[2] < features.shape[1]:
+                ids_keep = sample_kdpp_dual(unit_vectors(features), num_keep, generator)
+            else:
+                ids_keep = sample_kdpp(patch_kernel(features, "cosine"), num_keep, generator)
         else:
             ids_keep = self.choose(self.similarity(images, grid), num_keep, noise, generator)
         # Chosen units first, in the order of their choice; the others as random masking.
@@ -152,9 +161,14 @@ class DPPMasking(Masking):
             _numba.INSTALLED
             and self.method == "greedy"
             and self.features in FEATURES
-            and type(self).similarity is DPPMasking.similarity
-            and type(self).choose is DPPMasking.choose
+            and self._is_stock
         )
+
+    @property
+    def _is_stock(self) -> bool:
+        """Whether no subclass has a kernel or a choice of its own."""
+        own = type(self)
+        return own.similarity is DPPMasking.similarity and own.choose is DPPMasking.choose
 
     def choose_from_pixels(
         self, images: np.ndarray, channels: int, grid: tuple[int, int], k: int, noise: np.ndarray
@@ -182,6 +196,9 @@ class DPPMasking(Masking):
         Raises:
             RuntimeError: If ``features="encoder"`` and no model has given its encoder.
         """
+        return patch_kernel(self._unit_features(images, grid), self.kernel, self.bandwidth)
+
+    def _unit_features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         features = self.features
         if features == ENCODER:
             if self._encode is None:
@@ -192,7 +209,7 @@ class DPPMasking(Masking):
                     "patch tokens (B, N, D)"
                 )
             features = self._encode
-        return patch_kernel(unit_features(images, grid, features), self.kernel, self.bandwidth)
+        return unit_features(images, grid, features)
 
     def choose(
         self, similarity: Tensor, k: int, noise: Tensor, generator: torch.Generator | None = None
@@ -362,16 +379,59 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
         ValueError: If an argument has the wrong shape or range.
     """
     _check_kernels(L, k)
-    batch, num = L.shape[:2]
-    if L.is_cuda and num > 32:
+    eigenvalues, eigenvectors = _eigh(L)
+    floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
+    return _sample(torch.maximum(eigenvalues, floor), eigenvectors, k, generator)
+
+
+@torch.no_grad()
+def sample_kdpp_dual(features: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+    """:func:`sample_kdpp` of ``L = X X^T`` at the cost of ``X^T X``, (D, D) instead of (N, N).
+
+    Kulesza and Taskar, "Determinantal Point Processes for Machine Learning", 2012, section
+    3.3: both have the same eigenvalues above 0, and from an eigenvector w of ``X^T X`` comes
+    ``X w / sqrt(lambda)``. With fewer than k eigenvalues above the floor all of them count,
+    and the items beyond their number are uniformly random: the k-DPP of ``L + eps I`` for
+    small eps.
+
+    Args:
+        features: ``(B, N, D)``, the X, not all zero.
+        k: Number of items, in 1..min(N, D).
+        generator: Source of randomness, on the device of ``features``. Default: torch's own.
+
+    Returns:
+        ``(B, k)`` long, without repetition.
+
+    Raises:
+        ValueError: If an argument has the wrong shape or range.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"features must have shape (B, N, D), got {tuple(features.shape)}")
+    if not 1 <= k <= min(features.shape[1:]):
+        raise ValueError(f"k must be in 1..min(N, D)={min(features.shape[1:])}, got {k}")
+    x = features.to(widest_dtype(features.device))
+    eigenvalues, w = _eigh(x.mT @ x)
+    floor = _EIGENVALUE_FLOOR * eigenvalues.sum(dim=1, keepdim=True) / x.shape[1]
+    scale = torch.where(eigenvalues > floor, eigenvalues, torch.inf).rsqrt()
+    return _sample(torch.maximum(eigenvalues, floor), x @ w * scale[:, None], k, generator)
+
+
+def _eigh(L: Tensor) -> tuple[Tensor, Tensor]:
+    if L.is_cuda and L.shape[1] > 32:
         _triton_kdpp.warn_if_eigh_is_a_loop(torch.__version__)
     eigenvalues, eigenvectors = torch.linalg.eigh(L.to(widest_dtype(L.device)))
-    floor = _EIGENVALUE_FLOOR * eigenvalues.mean(dim=1, keepdim=True)
-    random: Any = {"dtype": eigenvalues.dtype, "device": L.device}
-    uniform = torch.rand((num, batch), generator=generator, **random)
-    log_eigenvalues = torch.maximum(eigenvalues, floor).log()
+    return eigenvalues, eigenvectors
+
+
+def _sample(
+    eigenvalues: Tensor, eigenvectors: Tensor, k: int, generator: torch.Generator | None
+) -> Tensor:
+    """From ``eigenvalues (B, M)`` above 0 and ``eigenvectors (B, N, M)``, zeros at the floor."""
+    batch, num, rank = eigenvectors.shape
+    random: Any = {"dtype": eigenvalues.dtype, "device": eigenvalues.device}
+    uniform = torch.rand((rank, batch), generator=generator, **random)
     spanned = _fused(
-        _triton_kdpp.sample_eigenvectors, _sample_eigenvectors, log_eigenvalues, k, uniform
+        _triton_kdpp.sample_eigenvectors, _sample_eigenvectors, eigenvalues.log(), k, uniform
     )
     basis = eigenvectors.gather(2, spanned[:, None].expand(-1, num, -1))
     # Of exponential clocks with rates p_j the first to ring is j with probability p_j.
@@ -383,24 +443,27 @@ def _sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor:
     """Samples of projection DPPs, item by item.
 
     Args:
-        K: ``(B, N, N)`` float64 projections onto k dimensions.
+        K: ``(B, N, N)`` float64 projections onto k dimensions, or fewer: then the items
+            beyond their number are uniformly random.
         clocks: ``(k, B, N)`` exponential random numbers.
 
     Returns:
         ``(B, k)`` long, without repetition.
     """
     batch, num = K.shape[:2]
+    smallest = _triton_kdpp.SMALLEST_PROBABILITY
     rows = torch.arange(batch, device=K.device)
-    probability = K.diagonal(dim1=1, dim2=2)
+    probability = K.diagonal(dim1=1, dim2=2).clamp(min=smallest)
     c = K.new_zeros(batch, k, num)
     chosen = torch.empty(batch, k, dtype=torch.long, device=K.device)
     taken = torch.zeros(batch, num, dtype=torch.bool, device=K.device)
     for t in range(k):
-        j = (probability.clamp(min=0.0) / clocks[t]).masked_fill(taken, -1.0).argmax(dim=1)
+        j = (probability / clocks[t]).masked_fill(taken, -1.0).argmax(dim=1)
         chosen[:, t] = j
         taken[rows, j] = True
         d_j = probability[rows, j].sqrt()
         c[:, t], probability = _condition(K[rows, j], c[:, :t], j, d_j, probability)
+        probability = probability.clamp(min=smallest)
     return chosen
 
 

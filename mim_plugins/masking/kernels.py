@@ -104,13 +104,25 @@ def _over_units(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens.mean(dim=(2, 4)).flatten(1, 2)
 
 
+def unit_vectors(features: Tensor) -> Tensor:
+    """``(B, N, D + 1)`` features of length 1, whose products are the cosine kernel.
+
+    The last entry is 1 for patches all of whose features are 0, so that they are equal to
+    each other and at right angles to all others. float64 where the device has it.
+    """
+    x = features.to(widest_dtype(features.device))
+    norm = x.norm(dim=2, keepdim=True)
+    return torch.cat([x / torch.where(norm > 0, norm, 1), (norm == 0).to(x.dtype)], dim=2)
+
+
 @torch.no_grad()
 def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None = None) -> Tensor:
     """Similarity of all pairs of patches, positive semi-definite with unit diagonal.
 
     ``"rbf"`` is ``exp(-||x_i - x_j||^2 / (2 bandwidth^2))``; the default bandwidth is each
     image's median distance between patches, over the pairs with one of 32 evenly spaced
-    patches (all pairs if there are no more). ``"cosine"`` is the cosine similarity.
+    patches (all pairs if there are no more). ``"cosine"`` is the cosine similarity; patches
+    all of whose features are 0 are equal to each other, and to others 0.
     Computed in float64 where the device has it, outside autocast, and rounded to float32.
 
     Args:
@@ -128,11 +140,11 @@ def patch_kernel(features: Tensor, kernel: str = "rbf", bandwidth: float | None 
     meta = features.is_meta  # for which there is no autocast
     with nullcontext() if meta else torch.autocast(features.device.type, enabled=False):
         # float32 products may be TF32's or bfloat16's, as the user sets.
-        x = features.to(widest_dtype(features.device))
         if kernel == "cosine":
-            x = F.normalize(x, dim=2)
+            x = unit_vectors(features)
             similarity = (x @ x.mT).float().clamp_(-1.0, 1.0)
         else:
+            x = features.to(widest_dtype(features.device))
             # Centring leaves distances as they are and loses fewer digits below.
             x = x - x.mean(dim=1, keepdim=True)
             norms = x.square().sum(dim=2) * (1 - ROUNDING)

@@ -1,15 +1,23 @@
 """DPP selection against determinants computed directly."""
 
 from itertools import combinations
-from math import comb
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from sklearn.metrics.pairwise import cosine_similarity
 
 from mim_plugins.apps.photos import PHOTOS, photo_crops
-from mim_plugins.masking import DPPMasking, RandomMasking, _numba, dpp, greedy_map, sample_kdpp
+from mim_plugins.masking import (
+    DPPMasking,
+    RandomMasking,
+    _numba,
+    dpp,
+    greedy_map,
+    sample_kdpp,
+    sample_kdpp_dual,
+)
 from mim_plugins.masking.dpp import SMALLEST_GAIN, _greedy_map_torch
 
 BACKENDS = [_greedy_map_torch]
@@ -168,19 +176,23 @@ def test_dpp_masks_are_more_diverse_than_random_ones() -> None:
     assert exact.mean() > random.mean()
 
 
-@pytest.mark.parametrize(
-    ("num", "k", "dim"), [(5, 2, 2), (6, 3, 3), (8, 4, 8), (7, 1, 2), (6, 5, 4)]
-)
-def test_exact_sampler_follows_the_determinants(num: int, k: int, dim: int) -> None:
-    L = kernels(1, num, dim, seed=num)
-    draws = 40_000
-    chosen = sample_kdpp(L.expand(draws, -1, -1), k, generator=torch.Generator().manual_seed(0))
-    subsets = list(combinations(range(num), k))
-    exact = L[0].double().numpy()
-    weights = np.array([np.linalg.det(exact[np.ix_(s, s)]) for s in subsets])
+def pvalue(chosen: torch.Tensor, exact: np.ndarray, rank: int | None = None) -> float:
+    """Chi-square test of samples ``(draws, k)`` against the determinants of all subsets.
+
+    With a rank below k, det(L_Y + eps I) for small eps: eps^(k - rank) times the sum of the
+    determinants of ``rank`` items out of Y.
+    """
+    draws, k = chosen.shape
+    subsets = list(combinations(range(len(exact)), k))
+    weights = np.array(
+        [
+            sum(np.linalg.det(exact[np.ix_(y, y)]) for y in combinations(s, rank or k))
+            for s in subsets
+        ]
+    )
     expected = draws * weights / weights.sum()
     index = {s: i for i, s in enumerate(subsets)}
-    counts = np.zeros(comb(num, k))
+    counts = np.zeros(len(subsets))
     for ids in chosen.sort(dim=1).values.tolist():
         counts[index[tuple(ids)]] += 1
     common = expected >= 5  # the chi-square approximation needs a few expected counts
@@ -190,7 +202,151 @@ def test_exact_sampler_follows_the_determinants(num: int, k: int, dim: int) -> N
         observed = np.append(observed[:-2], observed[-2:].sum())
         predicted = np.append(predicted[:-2], predicted[-2:].sum())
     assert len(predicted) > 2
-    assert chisquare(observed, predicted).pvalue > 1e-3
+    return chisquare(observed, predicted).pvalue
+
+
+@pytest.mark.parametrize(
+    ("num", "k", "dim"), [(5, 2, 2), (6, 3, 3), (8, 4, 8), (7, 1, 2), (6, 5, 4)]
+)
+def test_exact_sampler_follows_the_determinants(num: int, k: int, dim: int) -> None:
+    L = kernels(1, num, dim, seed=num)
+    chosen = sample_kdpp(L.expand(40_000, -1, -1), k, generator=torch.Generator().manual_seed(0))
+    assert pvalue(chosen, L[0].double().numpy()) > 1e-3
+
+
+def cosines(x: torch.Tensor) -> np.ndarray:
+    """Cosine similarity of rows ``(N, D)`` in float64; rows of zeros are equal to each other."""
+    black = ~x.any(dim=1).numpy()
+    return cosine_similarity(x.double().numpy()) + np.outer(black, black)
+
+
+@pytest.mark.parametrize(
+    ("num", "k", "dim", "black"),
+    [(7, 2, 3, 0), (6, 3, 4, 0), (6, 3, 3, 0), (7, 1, 2, 0), (8, 5, 6, 0), (7, 3, 4, 3)],
+)
+def test_dual_sampler_follows_the_determinants(num: int, k: int, dim: int, black: int) -> None:
+    """From features, of length 1 and of others, with k = D and zeros, in batches of two images."""
+    x = torch.randn(2, num, dim, generator=torch.Generator().manual_seed(num))
+    x[:, :black] = 0
+    draws = torch.arange(40_000) % 2
+    generator = torch.Generator().manual_seed(0)
+    for one in range(2):
+        chosen = sample_kdpp_dual(dpp.unit_vectors(x)[draws], k, generator)[one::2]
+        assert chosen.shape == (20_000, k)
+        assert pvalue(chosen, cosines(x[one])) > 1e-3
+        assert pvalue(chosen, cosines(x[1 - one])) < 1e-6 or k == 1  # all the same then
+        lengths = sample_kdpp_dual(x[draws], k, generator)[one::2]
+        assert pvalue(lengths, (x[one] @ x[one].T).double().numpy()) > 1e-3
+        if not black:
+            primal = sample_kdpp(dpp.patch_kernel(x, "cosine")[draws], k, generator)[one::2]
+            assert pvalue(primal, cosines(x[one])) > 1e-3
+
+
+@pytest.mark.parametrize(("k", "rank"), [(3, 2), (4, 2), (2, 1)])
+def test_a_rank_below_k_is_the_limit_of_full_rank(k: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    x = torch.randn(1, 6, rank, generator=generator).double()
+    x = x @ torch.randn(rank, 5, generator=generator).double()
+    x[:, 5] = -x[:, 4]
+    L = x @ x.mT
+    for chosen in (
+        sample_kdpp_dual(x.expand(40_000, -1, -1), k, generator),
+        sample_kdpp(L.expand(40_000, -1, -1), k, generator),
+    ):
+        assert pvalue(chosen, L[0].numpy(), rank) > 1e-3
+        assert pvalue(chosen, np.eye(6)) < 1e-6
+
+
+def test_dual_has_the_eigenpairs_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dpp, "_sample", lambda *arguments: arguments)
+    x = dpp.unit_vectors(torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(0)))
+    values, vectors, *_ = sample_kdpp_dual(x, 4)
+    for b in range(3):
+        L = cosines(x[b])
+        expected = np.append(np.linalg.eigvalsh(L)[-6:][::-1], 1e-10)  # the 7th: x has a spare axis
+        np.testing.assert_allclose(values[b].numpy()[::-1], expected, rtol=1e-9)
+        V = vectors[b, :, 1:].numpy()
+        np.testing.assert_allclose(V.T @ V, np.eye(6), atol=1e-12)
+        np.testing.assert_allclose(V * values[b, 1:].numpy() @ V.T, L, atol=1e-12)
+        assert not vectors[b, :, 0].any()
+
+
+def test_dual_of_equal_patches() -> None:
+    """One of each kind comes before any repetition, repetitions are by chance."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(2000, 4, 16, generator=generator)
+    kinds[:, 3] = 0
+    kind = torch.stack([torch.randperm(24, generator=generator) % 4 for _ in range(2000)])
+    x = kinds.gather(1, kind[:, :, None].expand(-1, -1, 16))
+    for k in (6, 16):
+        chosen = sample_kdpp_dual(dpp.unit_vectors(x), k, generator)
+        assert (chosen.sort(dim=1).values.diff(dim=1) > 0).all()
+        assert chosen.min() >= 0
+        assert chosen.max() < 24
+        firsts = kind.gather(1, chosen[:, :4]).sort(dim=1).values
+        assert torch.equal(firsts, torch.arange(4).expand(2000, -1))
+        fifth = kind.gather(1, chosen[:, 4:5]).flatten()
+        assert chisquare(fifth.bincount(minlength=4).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_dual_of_constant_images_is_random(value: float) -> None:
+    masking = DPPMasking(method="exact", kernel="cosine", patch_size=4)
+    images = torch.full((4000, 1, 20, 20), value)  # N = 25 of D = 16
+    mask = masking(images, mask_ratio=0.5, generator=torch.Generator().manual_seed(0)).mask
+    assert ((~mask).sum(dim=1) == 12).all()
+    assert chisquare((~mask).sum(dim=0).numpy()).pvalue > 1e-3
+    again = masking(images, mask_ratio=0.5, generator=torch.Generator().manual_seed(0)).mask
+    assert torch.equal(mask, again)
+
+
+@pytest.mark.parametrize(
+    ("dim", "kernel", "dual"),
+    [
+        (8, "cosine", True),
+        (4, "cosine", True),  # k = D
+        (3, "cosine", False),
+        (15, "cosine", True),
+        (16, "cosine", False),  # D = N
+        (8, "rbf", False),
+    ],
+)
+def test_which_form_is_taken(
+    dim: int, kernel: str, dual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = torch.randn(2, 16, dim, generator=torch.Generator().manual_seed(0))
+    taken = []
+    for name in ("sample_kdpp", "sample_kdpp_dual"):
+        stock = getattr(dpp, name)
+        monkeypatch.setattr(dpp, name, lambda *a, f=stock, n=name: taken.append(n) or f(*a))
+    masking = DPPMasking(method="exact", kernel=kernel, features=lambda _: tokens, patch_size=8)
+    images = torch.rand(2, 3, 32, 32)
+    expected = masking(images, generator=torch.Generator().manual_seed(0))
+    assert taken == ["sample_kdpp_dual" if dual else "sample_kdpp"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = masking(images, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(inside.mask, expected.mask)
+
+
+def test_a_subclass_keeps_its_own_kernel() -> None:
+    class First(DPPMasking):
+        def similarity(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+            return torch.diag((torch.arange(16) < 4).float()).expand(len(images), -1, -1)
+
+    masking = First(method="exact", kernel="cosine", features=lambda _: torch.rand(2, 16, 8))
+    mask = masking(torch.rand(2, 3, 32, 32), mask_ratio=0.75, patch_size=8).mask
+    assert torch.equal(mask, (torch.arange(16) >= 4).expand(2, -1))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_black_patches_are_equal_patches(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the cosine kernel too: a black margin is no set of patches unlike each other."""
+    if not compiled:
+        monkeypatch.setattr(_numba, "INSTALLED", False)
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images[:, :, :16] = 0
+    kept = DPPMasking(tau=0.0, kernel="cosine", patch_size=4)(images, mask_ratio=0.75).ids_keep
+    assert ((kept < 32).sum(dim=1) == 1).all()
 
 
 def test_exact_sampler_inclusion_of_many_items() -> None:
@@ -232,6 +388,11 @@ def test_bad_arguments() -> None:
             function(L, 7)
         with pytest.raises(ValueError, match=r"L must have shape \(B, N, N\), got \(6, 6\)"):
             function(L[0], 2)
+    for x, k in ((torch.rand(2, 6, 4), 5), (torch.rand(2, 4, 6), 5), (torch.rand(2, 4, 6), 0)):
+        with pytest.raises(ValueError, match=rf"k must be in 1..min\(N, D\)=4, got {k}"):
+            sample_kdpp_dual(x, k)
+    with pytest.raises(ValueError, match=r"features must have shape \(B, N, D\), got \(6, 4\)"):
+        sample_kdpp_dual(torch.rand(6, 4), 2)
     with pytest.raises(ValueError, match=r"tau must be in \[0, 1\], got 1.5"):
         greedy_map(L, 2, tau=1.5)
     with pytest.raises(ValueError, match=r"noise must have shape \(2, 6\)"):

@@ -136,6 +136,7 @@ def test_no_product_is_left_to_tf32(kernel: str, method: str) -> None:
         similarity = masking.similarity(torch.rand(2, 3, 224, 224), (14, 14))
         if method == "exact":
             sample_kdpp(similarity, 4)
+            masking(torch.rand(2, 3, 224, 224), mask_ratio=0.98, patch_size=16)
         else:
             _greedy_map_torch(similarity, 4, 0.1, True, torch.rand(2, 196))
     assert products.dtypes == {torch.float64}

@@ -85,3 +85,13 @@ def test_dpps_of_whole_numbers_and_empty_batches(features: str, method: str) -> 
     masking = DPPMasking(patch_size=8, features=features, method=method)
     assert masking((IMAGES * 255).byte()).num_keep == 4
     assert masking(IMAGES[:0]).mask.shape == (0, 16)
+
+
+@pytest.mark.parametrize("size", [32, 40])  # 16 and 25 units of 16 features: primal and dual
+def test_exact_dpps_of_fake_and_meta_images(size: int) -> None:
+    masking = DPPMasking(method="exact", kernel="cosine", patch_size=8)
+    images = torch.rand(2, 1, size, size)
+    with FakeTensorMode() as mode:
+        assert masking(mode.from_tensor(images)).ids_keep.shape[1] == (size // 8) ** 2 // 4
+    assert masking(images.to("meta")).mask.is_meta
+    assert masking(images[:0]).mask.shape == (0, (size // 8) ** 2)

@@ -49,6 +49,11 @@ for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3,
         chosen = dpp._sample_projection(*arguments)
         assert torch.equal(_triton_kdpp.sample_projection(*arguments), chosen)
         assert all(len(set(row)) == k for row in chosen.tolist())
+        basis[:, :, k // 2 :] = 0  # eigenvalues of zero
+        arguments = (basis @ basis.mT, k, clocks)
+        chosen = dpp._sample_projection(*arguments)
+        assert torch.equal(_triton_kdpp.sample_projection(*arguments), chosen)
+        assert all(len(set(row)) == k for row in chosen.tolist())
 """
 
 
