@@ -139,7 +139,7 @@ def ibot() -> pl.LightningModule:
     vit = VisionTransformer(
         img_size=32, patch_size=4, embed_dim=32, depth=1, num_heads=2, dynamic_img_size=True
     )
-    model = IBOT(vit, output_dim=64, lr=1e-3)
+    model = IBOT(vit, output_dim=64)
     for head in (model.student_head, model.teacher_head):
         head.train()
     return model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from mim_plugins.masking import RandomMasking
+from mim_plugins.masking._numba import INSTALLED
 from mim_plugins.regularizers import KoLeoLoss, Term, VarianceCovarianceLoss
 
 from ..mmpretrain import models, siamese
@@ -180,6 +181,8 @@ def boundary_simmim(head: str, **width: int) -> Builder:
     return simmim({"type": "SimMIM", "head": {"type": head, "patch_size": 4, "loss": L1, **width}})
 
 
+# With numba the generator goes from pixels to masks past DPPMasking.scores().
+GENERATOR_CALLS = {"DPPMaskGenerator": BATCH} | ({} if INSTALLED else {"DPPMasking": BATCH})
 STOCK_SIMMIM = simmim({"type": "SimMIM"})
 
 # -- siamese -------------------------------------------------------------------------------
@@ -319,7 +322,7 @@ CASES = [
         simmim({"type": "SimMIM"}, "DPPMaskGenerator", tau=1.0),
         STOCK_SIMMIM,
         swin,
-        calls={"DPPMaskGenerator": BATCH, "DPPMasking": BATCH},
+        calls=GENERATOR_CALLS,
         in_workers=True,
     ),
     Case(
@@ -329,7 +332,7 @@ CASES = [
         simmim({"type": "SimMIM"}, "DPPMaskGenerator", vit=True, tau=1.0),
         simmim({"type": "SimMIM"}, vit=True),  # SimMIMViT is ours: upstream has none
         vit,
-        calls={"DPPMaskGenerator": BATCH, "DPPMasking": BATCH},
+        calls=GENERATOR_CALLS,
         in_workers=True,
     ),
     Case(
