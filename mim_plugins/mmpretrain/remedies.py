@@ -15,15 +15,18 @@ from collections.abc import Callable
 from functools import partial, wraps
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mmcv
 import numpy as np
 import torch
+from mmcv.utils import ext_loader
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.utils.dl_utils import misc
 
 from .safe_load import mmengine_checkpoints
 
@@ -53,6 +56,23 @@ def _pkg_resources_is_missing() -> bool:
 
     needed = "pkg_resources" in inspect.getsource(package_utils)
     return needed and find_spec("pkg_resources") is None
+
+
+# -- find_loader ---------------------------------------------------------------------------
+
+
+def _find_loader_is_gone() -> bool:
+    try:
+        misc.mmcv_full_available()
+        ext_loader.check_ops_exist()
+    except AttributeError:
+        return True
+    return False
+
+
+def _mend_find_loader() -> None:
+    # All that the two modules take from pkgutil; they only ask whether it is None.
+    misc.pkgutil = ext_loader.pkgutil = SimpleNamespace(find_loader=find_spec)
 
 
 # -- collate_scope -------------------------------------------------------------------------
@@ -170,6 +190,12 @@ REMEDIES = (
         "'mmpretrain::' bases need pkg_resources: pip install 'setuptools<82'",
         _pkg_resources_is_missing,
         None,
+    ),
+    Remedy(
+        "find_loader",
+        "mmengine's Runner asks pkgutil.find_loader, which Python 3.14 has no more",
+        _find_loader_is_gone,
+        _mend_find_loader,
     ),
     Remedy(
         "collate_scope",

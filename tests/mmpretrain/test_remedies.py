@@ -5,6 +5,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,18 +15,20 @@ pytest.importorskip("mmpretrain", reason="mmpretrain is not installed")
 import mmcv
 import numpy as np
 import torch
+from mmcv.utils import ext_loader
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import FUNCTIONS
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.utils.dl_utils import misc
 from PIL import Image
 from torchvision.transforms import functional as F
 
 from mim_plugins.apps.photos import photo_crops
 from mim_plugins.mmpretrain import remedies
 
-from ..warm import run_script
+from ..warm import context, run_script
 
 STATES = {status.name: status.state for status in remedies.status()}
 
@@ -76,6 +79,22 @@ def test_unknown_remedy_is_refused() -> None:
 def test_it_is_said_once() -> None:
     output = run("import mim_plugins.mmpretrain, mim_plugins.mmpretrain.remedies as r; r.apply()")
     assert output.count("mim_plugins mends upstream") == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_mmcv_is_looked_for_as_before_python_3_14(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (misc, ext_loader):
+        monkeypatch.setattr(module, "pkgutil", SimpleNamespace())
+    remedy = next(remedy for remedy in remedies.REMEDIES if remedy.name == "find_loader")
+    assert remedy.is_broken()
+    remedy.mend()
+    assert not remedy.is_broken()
+    monkeypatch.setattr(mmcv, "__path__", [str(tmp_path)])  # where Python looks for mmcv._ext
+    if compiled:
+        (tmp_path / "_ext.py").touch()
+    assert misc.mmcv_full_available() is ext_loader.check_ops_exist() is compiled
 
 
 def test_collate_accepts_the_scope_of_a_base_config(tmp_path: Path) -> None:
@@ -303,7 +322,7 @@ def test_a_crafted_checkpoint_does_not_crash_the_interpreter(tmp_path: Path) -> 
     path = write_crafted(payload, tmp_path / "crash.pth")
     code = f"""
 import mim_plugins.mmpretrain
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, Runner
 try:
     CheckpointLoader.load_checkpoint({str(path)!r}, "cpu")
 except ValueError as error:
@@ -331,6 +350,34 @@ def test_color_jitter_of_the_stock_pipelines_never_fails() -> None:
     image = np.asarray(Image.new("RGB", (8, 8), (200, 30, 90)))
     for _ in range(100):
         assert jitter({"img": image})["img"].shape == (8, 8, 3)
+
+
+def test_workers_that_are_not_forked_have_the_remedies(tmp_path: Path) -> None:
+    """From Python 3.14 on workers start anew; what they unpickle imports the adapter."""
+    (tmp_path / "flower").mkdir()
+    for index, crop in enumerate(photo_crops("flower", 16, 32, True, np.random.default_rng(0))):
+        crop.save(tmp_path / "flower" / f"{index}.png")
+    loader = Runner.build_dataloader(
+        {
+            "batch_size": 16,
+            "num_workers": 1,
+            "multiprocessing_context": context(),
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "collate_fn": {"type": "default_collate"},
+            "dataset": {
+                "type": "mmpretrain.CustomDataset",
+                "data_root": str(tmp_path),
+                "pipeline": [
+                    {"type": "mmpretrain.LoadImageFromFile"},
+                    {"type": "mmpretrain.ColorJitter", "hue": 0.5},  # negative hues overflow
+                    {"type": "mmpretrain.PackInputs"},
+                ],
+            },
+        },
+        seed=0,
+    )
+    (batch,) = loader
+    assert batch["inputs"].shape == (16, 3, 32, 32)
 
 
 def test_amp_falls_back_to_float32() -> None:
