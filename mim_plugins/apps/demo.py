@@ -166,6 +166,7 @@ def run_stock_tool(
     ]
     last: deque[str] = deque(maxlen=60)
     with (
+        tqdm(desc=title, unit="epoch", bar_format="{l_bar}{bar:30}{r_bar}") as bar,
         subprocess.Popen(
             command,
             env={**os.environ, **env},
@@ -173,7 +174,6 @@ def run_stock_tool(
             stderr=subprocess.STDOUT,
             text=True,
         ) as process,
-        tqdm(desc=title, unit="epoch", bar_format="{l_bar}{bar:30}{r_bar}") as bar,
     ):
         assert process.stdout is not None
         bar.total = int(env["DEMO_PROBE_EPOCHS" if config.name == PROBE else "DEMO_EPOCHS"])
