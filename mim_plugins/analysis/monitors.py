@@ -64,7 +64,8 @@ def monitor(
         >>> @monitor
         ... def mean_norm(features):
         ...     return features.norm(dim=1).mean()
-        >>> monitors_of(["mean_norm"])[0](torch.ones(2, 1, 4))
+        >>> measure = monitors_of(["mean_norm"])[0]
+        >>> measure(torch.ones(2, 1, 4))
         {'mean_norm': 2.0}
     """
     if views is not None:
