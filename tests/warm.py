@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import re
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -146,6 +147,8 @@ def _main(argv: list[str], output: str, cwd: str, env: dict[str, str]) -> None:
     os.dup2(file, 2)
     os.chdir(cwd)
     os.environ.update(env)
+    # A shell that starts the tests in the background has them ignore it, and what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # the system's, for data loaders
     multiprocessing.process._parent_process = None  # a script's first process has none
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
