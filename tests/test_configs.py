@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,31 +201,36 @@ SIZES = {224: SIZE, 192: SIZE, 256: SIZE + 8}
 VIT = {"embed_dims": 16, "num_layers": 2, "num_heads": 2, "feedforward_channels": 32}
 
 
-def shrink_pipeline(node: object) -> None:
-    """Images of 64 pixels instead of 192 or 224."""
+def dicts_in(node: object, leave: Callable[[dict], bool] = lambda each: False) -> Iterator[dict]:
+    """All dictionaries of a config, outer ones first; nothing within those to ``leave``."""
     if isinstance(node, list):
         for each in node:
-            shrink_pipeline(each)
+            yield from dicts_in(each, leave)
     elif isinstance(node, dict):
-        for key, value in node.items():
+        yield node
+        if not leave(node):
+            for each in node.values():
+                yield from dicts_in(each, leave)
+
+
+def shrink_pipeline(node: object) -> None:
+    """Images of 64 pixels instead of 192 or 224."""
+    for each in dicts_in(node):
+        for key, value in each.items():
             if key in ("scale", "crop_size", "input_size") and value in SIZES:
-                node[key] = SIZES[value]
-            shrink_pipeline(value)
+                each[key] = SIZES[value]
+
+
+def is_loader(node: dict) -> bool:
+    return "dataset" in node and "batch_size" in node
 
 
 def shrink_loaders(node: object) -> None:
     """Small batches, no worker processes, wherever a data loader is, in hooks too."""
-    if isinstance(node, list):
-        for each in node:
-            shrink_loaders(each)
-    elif isinstance(node, dict):
-        if "dataset" in node and "batch_size" in node:
-            node.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
-            node["dataset"]["serialize_data"] = False  # which collects garbage
-            shrink_pipeline(node["dataset"])
-        else:
-            for each in node.values():
-                shrink_loaders(each)
+    for each in filter(is_loader, dicts_in(node, leave=is_loader)):
+        each.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
+        each["dataset"]["serialize_data"] = False  # which collects garbage
+        shrink_pipeline(each["dataset"])
 
 
 def shrink_model(model: dict) -> None:
@@ -413,16 +418,12 @@ def dense_data(data: Path) -> Path:
 
 def shrink_pixels(node: object) -> None:
     """An eighth of every side that a pipeline, preprocessor or tester names."""
-    if isinstance(node, list):
-        for each in node:
-            shrink_pixels(each)
-    elif isinstance(node, dict):
-        for key, value in node.items():
+    for each in dicts_in(node):
+        for key, value in each.items():
             if key in ("scale", "crop_size", "size", "stride") and isinstance(value, (tuple, list)):
-                node[key] = tuple(side // 8 for side in value)
+                each[key] = tuple(side // 8 for side in value)
             elif key == "scales" and isinstance(value[0], (tuple, list)):  # not of anchors
-                node[key] = [tuple(side // 8 for side in each) for each in value]
-            shrink_pixels(value)
+                each[key] = [tuple(side // 8 for side in pair) for pair in value]
 
 
 def shrink_dense(cfg: Config, work_dir: Path, name: str) -> None:
