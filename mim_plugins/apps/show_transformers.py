@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import ViTMAEForPreTraining
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..analysis.mosaic import mask_mosaic
 from ..analysis.pixels import grid_of, undo_normalization, unpatchify, with_statistics_of
-
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Shown:
@@ -71,7 +70,7 @@ def normalization(folder: Path) -> tuple[list[float], list[float]]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         print(f"no {path}: images are normalised by ImageNet's mean and std", file=sys.stderr)
-        return IMAGENET
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     processor = json.loads(path.read_text())
     if not processor.get("do_normalize", True):
         return [0.0], [1.0]
