@@ -24,9 +24,15 @@ from collections import Counter, deque
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from .._check import check_int, check_share
+from ..analysis import effective_rank
+from ..analysis._figure import picture_grid
+from . import markdown_table
 from .images import (
     EXTENSIONS,
     class_folders,
@@ -36,11 +42,12 @@ from .images import (
     read_image,
 )
 
-MASKINGS = ("random", "dpp")
+MASKINGS = {"random": "random masks", "dpp": "DPP masks"}  # as the configs are called: in words
 PRETRAIN = "mae-{}_vit-mini-p8_1xb64-coslr-demo.py"
 PROBE = "vit-mini-p8_1xb64-linear-coslr-demo.py"
 RANK_IMAGES = 100  # U-MAE, appendix B.1
 PICTURES = 6
+LIGHT_GREY = 0.82
 RESULTS = ("report.png", "results.md", "results.json")
 OURS = ".demo"  # marks a folder that a later run may remove
 TEST_NAMES = ("test", "val", "validation", "valid")  # in any case
@@ -200,109 +207,76 @@ def run_stock_tool(
         raise RuntimeError(f"{' '.join(command)} failed:\n{''.join(last)}")
 
 
-def measure(models: dict[str, Any], images: Any, seed: int) -> tuple[dict[str, dict], Any]:
+COLUMNS = {
+    "loss_random_masks": ("loss, random masks", 3),
+    "loss_dpp_masks": ("loss, DPP masks", 3),
+    "linear_accuracy": ("linear accuracy (%)", 1),
+    "effective_rank": ("effective rank", 1),
+}  # of the table, with the digits after the point
+
+
+@torch.no_grad()
+def measure(
+    models: dict[str, Any], images: Tensor, seed: int
+) -> tuple[dict[str, dict[str, float]], list[tuple[str, Tensor]]]:
     """Reconstruction losses and effective ranks on test images, and examples to look at.
 
     Returns:
-        Per model a dict of figures, and the pictures of :func:`draw`.
+        Per model a dict of figures; and columns of pictures: the originals, and for each model
+        what its masks leave of them and what it makes of that.
     """
-    import torch
-
-    from ..analysis import effective_rank
-
     torch.manual_seed(seed)
     preprocessor = models["random"].data_preprocessor
     mean, std = preprocessor.mean, preprocessor.std
-    figures: dict[str, dict] = {name: {} for name in models}
-    pictures: dict[str, Any] = {}
-    with torch.no_grad():
-        inputs = (images - mean) / std
-        # One draw of masks of each kind, shared by both models.
-        masks = {name: model.backbone.draw_mask(inputs) for name, model in models.items()}
-        order = torch.randperm(len(inputs))
-        draws = [d for d in order.split(RANK_IMAGES) if len(d) == RANK_IMAGES] or [order]
-        for name, model in models.items():
-            for mask_name, mask in masks.items():
-                latent, hidden, ids_restore = model.backbone(inputs, mask=mask)
-                prediction = model.neck(latent, ids_restore)
-                loss = model.head.loss(prediction, inputs, hidden).item()
-                figures[name][f"loss_{mask_name}_masks"] = loss
-                if mask_name == name:
-                    pictures[name] = _pictures(model, inputs, prediction, hidden, mean, std)
-            tokens = model.backbone(inputs, mask=None)[0]
-            ranks = [effective_rank(tokens[draw, 0]) for draw in draws]
-            figures[name]["effective_rank"] = statistics.mean(ranks)
-    pictures["original"] = images[_shown(images)] / 255
+    inputs = (images - mean) / std
+    # One draw of masks of each kind, shared by both models.
+    masks = {name: model.backbone.draw_mask(inputs) for name, model in models.items()}
+    order = torch.randperm(len(inputs))
+    draws = [d for d in order.split(RANK_IMAGES) if len(d) == RANK_IMAGES] or [order]
+    # Evenly spaced: the test images are sorted by class.
+    shown = torch.linspace(0, len(images) - 1, PICTURES).long()
+    original = images[shown] / 255
+    figures: dict[str, dict[str, float]] = {name: {} for name in models}
+    pictures = [("original", original)]
+    for name, model in models.items():
+        for mask_name, mask in masks.items():
+            latent, hidden, ids_restore = model.backbone(inputs, mask=mask)
+            prediction = model.neck(latent, ids_restore)
+            loss = model.head.loss(prediction, inputs, hidden).item()
+            figures[name][f"loss_{mask_name}_masks"] = loss
+            if mask_name == name:
+                patches = prediction[shown]
+                removed = model.head.unpatchify(hidden[shown, :, None].expand_as(patches)).bool()
+                predicted = (model.head.unpatchify(patches) * std + mean) / 255
+                pictures += [
+                    (MASKINGS[name].removesuffix("s"), original.masked_fill(removed, LIGHT_GREY)),
+                    ("reconstruction", torch.where(removed, predicted, original)),
+                ]
+        tokens = model.backbone(inputs, mask=None)[0]
+        ranks = [effective_rank(tokens[draw, 0]) for draw in draws]
+        figures[name]["effective_rank"] = statistics.mean(ranks)
     return figures, pictures
 
 
-def _pictures(model: Any, inputs: Any, prediction: Any, hidden: Any, mean: Any, std: Any) -> Any:
-    """Masked images and reconstructions, RGB in 0..1."""
-    head, shown = model.head, _shown(inputs)
-    mask = head.unpatchify(hidden[shown, :, None].expand_as(prediction[shown]))
-    original = ((inputs[shown] * std + mean) / 255).clamp(0, 1)
-    predicted = ((head.unpatchify(prediction[shown]) * std + mean) / 255).clamp(0, 1)
-    return original * (1 - mask) + 0.82 * mask, original * (1 - mask) + predicted * mask
-
-
-def _shown(images: Any) -> Any:
-    """Evenly spaced images: the test images are sorted by class."""
-    import torch
-
-    return torch.linspace(0, len(images) - 1, PICTURES).long()
-
-
-def draw(pictures: dict[str, Any], path: Path) -> None:
-    """Originals, both masks and both reconstructions, one image per row."""
-    from ..analysis._figure import picture_grid
-
-    columns = [
-        ("original", pictures["original"]),
-        ("random mask", pictures["random"][0]),
-        ("reconstruction", pictures["random"][1]),
-        ("DPP mask", pictures["dpp"][0]),
-        ("reconstruction", pictures["dpp"][1]),
-    ]
-    picture_grid(columns)[0].savefig(path, dpi=110)
-
-
 def accuracy(work_dir: Path) -> float:
-    """Last top-1 accuracy (per cent) in mmengine's scalars of the latest run."""
-    scalars = max(work_dir.glob("*/vis_data/scalars.json"), key=lambda path: path.stat().st_mtime)
-    values = [
-        entry["accuracy/top1"]
-        for entry in map(json.loads, scalars.read_text().splitlines())
-        if "accuracy/top1" in entry
-    ]
-    return values[-1]
-
-
-COLUMNS = {
-    "loss_random_masks": "loss, random masks",
-    "loss_dpp_masks": "loss, DPP masks",
-    "linear_accuracy": "linear accuracy (%)",
-    "effective_rank": "effective rank",
-}
+    """Top-1 accuracy (per cent) in mmengine's scalars of a run that ended with a validation."""
+    (scalars,) = work_dir.glob("*/vis_data/scalars.json")
+    return json.loads(scalars.read_text().splitlines()[-1])["accuracy/top1"]
 
 
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown table, mean and standard deviation over seeds."""
-    lines = [
-        "| pre-trained with | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
+    rows = [["pre-trained with", *(title for title, _ in COLUMNS.values())]]
     for name, runs in results.items():
-        cells = []
-        for column in COLUMNS:
+        cells = [MASKINGS[name]]
+        for column, (_, digits) in COLUMNS.items():
             values = [run[column] for run in runs]
-            digits = 1 if column in ("linear_accuracy", "effective_rank") else 3
             cell = f"{statistics.mean(values):.{digits}f}"
             if len(values) > 1:
                 cell += f" ± {statistics.stdev(values):.{digits}f}"
             cells.append(cell)
-        label = {"random": "random masks", "dpp": "DPP masks"}[name]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(rows)
 
 
 def _processor() -> str:
@@ -310,10 +284,6 @@ def _processor() -> str:
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
-
-
-def _end(number: int, frame: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -348,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
                 fresh_folder(args.out / f"{name}_seed{seed}")
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
-    before = signal.signal(signal.SIGTERM, _end)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run(args, data)
     except KeyboardInterrupt:
@@ -360,14 +330,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(args: argparse.Namespace, data: Data) -> None:
-    """Train, measure and write the results.
-
-    Raises:
-        RuntimeError: If the stock tool fails.
-        ValueError: If a checkpoint is not as it should be.
-    """
-    import torch
-
+    """Train, measure and write the results."""
     from .._configs import config_folder
     from .checkpoints import find_run, load_model, read_config
 
@@ -386,28 +349,24 @@ def run(args: argparse.Namespace, data: Data) -> None:
     configs = config_folder() / "demo"
     results: dict[str, list[dict]] = {name: [] for name in MASKINGS}
     for seed in args.seeds:
-        models = {}
-        for name in MASKINGS:
-            work_dir = args.out / f"{name}_seed{seed}"
-            config = configs / PRETRAIN.format(name)
-            title = f"pre-train, {name} masks, seed {seed}"
-            run_stock_tool(config, work_dir, seed, title, env)
-            pretrained = find_run(str(work_dir))
-            models[name] = load_model(
-                read_config(pretrained.config), pretrained.checkpoint, pretrained.config
-            )
+        models, accuracies = {}, {}
+        for name, masks in MASKINGS.items():
+            work_dir, title = args.out / f"{name}_seed{seed}", f"{masks}, seed {seed}"
+            recipe = configs / PRETRAIN.format(name)
+            run_stock_tool(recipe, work_dir, seed, f"pre-train, {title}", env)
+            trained = find_run(str(work_dir))
+            config = read_config(trained.config)
+            models[name] = load_model(config, trained.checkpoint, trained.config)
+            work_dir, title = work_dir / "linear", f"linear probe, {title}"
+            probe_env = {**env, "DEMO_CHECKPOINT": str(trained.checkpoint)}
+            run_stock_tool(configs / PROBE, work_dir, seed, title, probe_env)
+            accuracies[name] = accuracy(work_dir)
         pick = data.test[:: max(1, len(data.test) // 1000)]
         figures, pictures = measure(models, load_images(pick, data.image_size), seed)
+        for name, runs in results.items():
+            runs.append({**figures[name], "linear_accuracy": accuracies[name]})
         if seed == args.seeds[0]:
-            draw(pictures, args.out / "report.png")
-        for name in MASKINGS:
-            work_dir = args.out / f"{name}_seed{seed}" / "linear"
-            checkpoint = args.out / f"{name}_seed{seed}" / f"epoch_{env['DEMO_EPOCHS']}.pth"
-            title = f"linear probe, {name} masks, seed {seed}"
-            probe_env = {**env, "DEMO_CHECKPOINT": str(checkpoint)}
-            run_stock_tool(configs / PROBE, work_dir, seed, title, probe_env)
-            figures[name]["linear_accuracy"] = accuracy(work_dir)
-            results[name].append(figures[name])
+            picture_grid(pictures)[0].savefig(args.out / "report.png", dpi=110)
 
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mmengine", "mmpretrain"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"

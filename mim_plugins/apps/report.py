@@ -39,7 +39,7 @@ from ..analysis._figure import new_figure, picture_grid
 from ..analysis.observed_masks import ObservedMasks
 from ..mmpretrain.analysis.reconstruction import reconstruct
 from ..mmpretrain.encoders import num_prefix_tokens
-from . import command_parser
+from . import command_parser, markdown_table
 from .checkpoints import (
     Run,
     draw_masks,
@@ -201,14 +201,6 @@ def rows(found: dict[str, Findings]) -> list[list[str]]:
     return table
 
 
-def table(found: dict[str, Findings]) -> str:
-    """The same as Markdown."""
-    head, *body = (
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows(found)
-    )
-    return "\n".join([head, "|---" * (len(COLUMNS) + 1) + "|", *body])
-
-
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
@@ -292,7 +284,7 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
         "cross-validated, and the height is that of the latents that the run's own masks locate "
         "in a quadtree over the patches (patches are observed at height 0)."
     )
-    lines = [f"# {title}", "", intro, "", table(found), ""]
+    lines = [f"# {title}", "", intro, "", markdown_table(rows(found)), ""]
     for name, (text, figure) in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=90)
         lines += [f"## {text}", "", f"![{text}]({name}.png)", ""]
