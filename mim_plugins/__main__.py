@@ -11,11 +11,12 @@ import inspect
 import io
 import sys
 from collections.abc import Iterable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from . import __version__
+from ._check import first_line
 from ._configs import config_folder, mmpretrain_tool
 
 PACKAGES = (
@@ -42,34 +43,23 @@ COMMANDS = {
 }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _import(name: str) -> ModuleType | str:
-    """The module, or one line saying why it cannot be imported."""
+def _import(name: str) -> ModuleType | None:
+    """An adapter, if it can be imported; whether, and why not, is printed."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return importlib.import_module(name)
+            module = importlib.import_module(f"mim_plugins.{name}")
     except Exception as error:  # whatever breaks an adapter is to be shown, not raised
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").split("\n", 1)[0]
+        print(f"  {name:<28} not usable: {first_line(error)}")
+        return None
+    print(f"  {name:<28} usable")
+    return module
 
 
 def _list(title: str, things: Iterable[tuple[str, object]]) -> None:
     print(f"\n{title}")
     for name, thing in things:
-        print(f"  {name:<28} {_first_line(thing)}")
-
-
-def _public(module: ModuleType) -> list[tuple[str, object]]:
-    return [(name, getattr(module, name)) for name in module.__all__]
+        summary = (inspect.getdoc(thing) or "").split("\n", 1)[0]
+        print(f"  {name:<28} {summary}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,8 +71,6 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__.format(commands=commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if arguments[:1] == ["--self-test"]:
-        arguments = ["self-test", *arguments[1:]]
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0].replace("-", "_")
         try:
@@ -101,53 +89,40 @@ def main(argv: list[str] | None = None) -> int:
 
     print(f"mim_plugins {__version__}, Python {sys.version.split()[0]}")
     for group in PACKAGES:
-        found = [f"{name} {v}" for name in group if (v := _version(name)) is not None]
+        found = []
+        for name in group:
+            with suppress(PackageNotFoundError):
+                found.append(f"{name} {version(name)}")
         if found:
             print("  " + ", ".join(found))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     print(f"  CUDA device: {gpu}")
 
-    adapters = {name: _import(f"mim_plugins.{name}") for name in ("mmpretrain", "lightly")}
     print("\nFrameworks")
-    for name, adapter in adapters.items():
-        state = "usable" if isinstance(adapter, ModuleType) else f"not usable: {adapter}"
-        print(f"  {name:<28} {state}")
+    mmpretrain, lightly = _import("mmpretrain"), _import("lightly")
 
-    for name in CORE:
-        module = _import(name)
-        if isinstance(module, ModuleType):
-            _list(name, _public(module))
-        else:
-            print(f"\n{name}: {module}")
+    for module in (*map(importlib.import_module, CORE), lightly):
+        if module is not None:
+            _list(module.__name__, ((name, getattr(module, name)) for name in module.__all__))
 
-    adapter = adapters["mmpretrain"]
-    if isinstance(adapter, ModuleType):
+    if mmpretrain is not None:
+        from mmengine.registry import Registry
         from mmpretrain import registry
 
-        registered = [
+        registered = (
             (f"{kind}: {name}", cls)
-            for kind in (
-                "MODELS",
-                "TRANSFORMS",
-                "TASK_UTILS",
-                "HOOKS",
-                "LOOPS",
-                "METRICS",
-                "BATCH_AUGMENTS",
-            )
-            for name, cls in getattr(registry, kind).module_dict.items()
+            for kind, found in vars(registry).items()
+            if isinstance(found, Registry)
+            for name, cls in found.module_dict.items()
             if cls.__module__.startswith("mim_plugins.")
-        ]
+        )
         _list("Registered in mmpretrain", registered)
         print("\nRemedies for mmpretrain")
-        for status in adapter.remedies.status():
+        for status in mmpretrain.remedies.status():
             print(f"  {status.name:<16} {status.state:<12} {status.description}")
         print(f"\nConfigs        {config_folder()}")
         print(f"Stock tool     {mmpretrain_tool('train')}")
-    adapter = adapters["lightly"]
-    if isinstance(adapter, ModuleType):
-        _list("mim_plugins.lightly", _public(adapter))
-    return 0 if any(isinstance(adapter, ModuleType) for adapter in adapters.values()) else 1
+    return 0 if mmpretrain or lightly else 1
 
 
 if __name__ == "__main__":

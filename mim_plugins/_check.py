@@ -122,3 +122,8 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
     return value
+
+
+def first_line(error: BaseException) -> str:
+    """An error's class and what it says, as far as one line goes."""
+    return f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._check import first_line
+
 
 def widest_dtype(device: torch.device) -> torch.dtype:
     """float64, or float32 on devices without it (Apple's MPS)."""
@@ -39,5 +41,4 @@ def check_device(name: str) -> torch.device:
     try:
         return torch.zeros(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
-        raise ValueError(f"device {name!r} cannot be used: {reason}") from error
+        raise ValueError(f"device {name!r} cannot be used: {first_line(error)}") from error
