@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .._check import first_line
 from ..masking import ComplementaryMasking, DPPMasking, RandomMasking, dpp, patch_kernel
 from ..masking.dpp import SMALLEST_GAIN, greedy_map, sample_kdpp
 from ..masking.kernels import unit_features
@@ -150,107 +152,71 @@ def _require(holds: bool, detail: str) -> None:
 # -- training steps ------------------------------------------------------------------------
 
 
-def _mmpretrain(config: dict) -> Any:
+def _mmpretrain(recipe: str, **changes: Any) -> Any:
+    """The model of one of mmpretrain's own configs, with changes."""
+    from mmengine.config import Config
     from mmengine.registry import init_default_scope
     from mmpretrain.registry import MODELS
 
     import mim_plugins.mmpretrain  # noqa: F401
 
     init_default_scope("mmpretrain")
-    model = MODELS.build(config)
+    config = Config.fromstring(f"_base_ = 'mmpretrain::{recipe}.py'", ".py")
+    config.merge_from_dict({"model": changes})
+    model = MODELS.build(config.model)
     model.init_weights()
     return model
 
 
-def _mmpretrain_mae(size: Size, algorithm: dict | None = None, **backbone: Any) -> Any:
-    arch = {"embed_dims": size.width, "num_layers": size.depth, "num_heads": size.heads}
+def _mmpretrain_mae(size: Size, masking: dict | None = None, **algorithm: Any) -> Any:
+    arch = dict(
+        embed_dims=size.width, num_layers=size.depth, num_heads=size.heads,
+        feedforward_channels=4 * size.width, _delete_=True,
+    )  # fmt: skip
+    masked = {} if masking is None else {"type": "MaskedMAEViT", "masking": masking}
     return _mmpretrain(
-        {
-            "type": "MAE",
-            "backbone": {
-                "type": "MAEViT",
-                "arch": {**arch, "feedforward_channels": 4 * size.width},
-                "img_size": size.image,
-                "patch_size": size.patch,
-                **backbone,
-            },
-            "neck": {
-                "type": "MAEPretrainDecoder",
-                "num_patches": size.patches,
-                "patch_size": size.patch,
-                "embed_dim": size.width,
-                "decoder_embed_dim": size.decoder_width,
-                "decoder_depth": size.decoder_depth,
-                "decoder_num_heads": size.decoder_width // 32,
-            },
-            "head": {
-                "type": "MAEPretrainHead",
-                "norm_pix": True,
-                "patch_size": size.patch,
-                "loss": {"type": "PixelReconstructionLoss", "criterion": "L2"},
-            },
-            **(algorithm or {}),
-        }
-    )
-
-
-def _mmpretrain_masked(size: Size, **masking: Any) -> Any:
-    return _mmpretrain_mae(size, type="MaskedMAEViT", masking=masking)
+        "mae/mae_vit-base-p16_8xb512-amp-coslr-300e_in1k",
+        backbone=dict(arch=arch, img_size=size.image, patch_size=size.patch, **masked),
+        neck=dict(
+            num_patches=size.patches, patch_size=size.patch, embed_dim=size.width,
+            decoder_embed_dim=size.decoder_width, decoder_depth=size.decoder_depth,
+            decoder_num_heads=size.decoder_width // 32,
+        ),
+        head=dict(patch_size=size.patch),
+        **algorithm,
+    )  # fmt: skip
 
 
 def _mmpretrain_mi_mae(size: Size) -> Any:
-    information = {"hidden_dim": size.hidden, "projection_dim": size.hidden // 2}
-    return _mmpretrain_mae(
-        size,
-        {"type": "MIMAE", "information": information},
-        type="MaskedMAEViT",
-        masking={"type": "ComplementaryMasking", "num_masks": 4},
-    )
+    information = dict(hidden_dim=size.hidden, projection_dim=size.hidden // 2)
+    masking = dict(type="ComplementaryMasking", num_masks=4)
+    return _mmpretrain_mae(size, masking, type="MIMAE", information=information)
 
 
 def _mmpretrain_moco(size: Size, **plugin: Any) -> Any:
-    channels = size.resnet_width * (8 if size.resnet < 50 else 32)
+    width, channels = size.resnet_width, size.resnet_width * (8 if size.resnet < 50 else 32)
     return _mmpretrain(
-        {
-            "type": "MixMaskMoCo" if plugin else "MoCo",
-            "queue_len": size.queue,
-            "feat_dim": size.features,
-            "momentum": 0.001,
-            "backbone": {
-                "type": "ResNet",
-                "depth": size.resnet,
-                "stem_channels": size.resnet_width,
-                "base_channels": size.resnet_width,
-            },
-            "neck": {
-                "type": "MoCoV2Neck",
-                "in_channels": channels,
-                "hid_channels": size.hidden,
-                "out_channels": size.features,
-                "with_avg_pool": True,
-            },
-            "head": {
-                "type": "ContrastiveHead",
-                "loss": {"type": "CrossEntropyLoss"},
-                "temperature": 0.2,
-            },
-            **plugin,
-        }
+        "mocov2/mocov2_resnet50_8xb32-coslr-200e_in1k",
+        queue_len=size.queue,
+        feat_dim=size.features,
+        backbone=dict(depth=size.resnet, stem_channels=width, base_channels=width),
+        neck=dict(in_channels=channels, hid_channels=size.hidden, out_channels=size.features),
+        **plugin,
     )
 
 
 def _lightly(name: str, size: Size, **plugins: Any) -> Any:
     from ..lightly import wrap
-    from . import _self_test_lightly
+    from . import lightly_models
 
-    model = getattr(_self_test_lightly, name)(size)
+    model = getattr(lightly_models, name)(size)
     return wrap(model, **plugins) if plugins else model
 
 
 def _lightly_mi_mae(size: Size) -> Any:
     hidden, out = size.hidden, size.hidden // 2
     information = MutualInformationLoss(size.width, hidden_dim=hidden, projection_dim=out)
-    return _lightly("MAE", size, masking=ComplementaryMasking(4), regularizers=[information])
+    return _lightly("mae", size, masking=ComplementaryMasking(4), regularizers=[information])
 
 
 # framework -> stock pipeline -> plugin -> model; "stock" first, the others are timed against it.
@@ -258,22 +224,22 @@ STEPS: dict[str, dict[str, dict[str, Build]]] = {
     "mmpretrain": {
         "MAE": {
             "stock": _mmpretrain_mae,
-            "DPP greedy": partial(_mmpretrain_masked, type="DPPMasking"),
-            "DPP exact": partial(_mmpretrain_masked, type="DPPMasking", method="exact"),
-            "U-MAE": partial(_mmpretrain_mae, algorithm={"type": "UMAE"}),
+            "DPP greedy": partial(_mmpretrain_mae, masking=dict(type="DPPMasking")),
+            "DPP exact": partial(_mmpretrain_mae, masking=dict(type="DPPMasking", method="exact")),
+            "U-MAE": partial(_mmpretrain_mae, type="UMAE"),
             "MI-MAE (4 masks)": _mmpretrain_mi_mae,
         },
         "MoCo": {
             "stock": _mmpretrain_moco,
-            "MixMask": partial(_mmpretrain_moco, mixing={"grid_size": 4}),
+            "MixMask": partial(_mmpretrain_moco, type="MixMaskMoCo", mixing=dict(grid_size=4)),
         },
     },
     "lightly": {
         "MAE": {
-            "stock": partial(_lightly, "MAE"),
-            "DPP greedy": partial(_lightly, "MAE", masking=DPPMasking()),
-            "DPP exact": partial(_lightly, "MAE", masking=DPPMasking(method="exact")),
-            "U-MAE": partial(_lightly, "MAE", regularizers=[UniformityLoss()]),
+            "stock": partial(_lightly, "mae"),
+            "DPP greedy": partial(_lightly, "mae", masking=DPPMasking()),
+            "DPP exact": partial(_lightly, "mae", masking=DPPMasking(method="exact")),
+            "U-MAE": partial(_lightly, "mae", regularizers=[UniformityLoss()]),
             "MI-MAE (4 masks)": _lightly_mi_mae,
         },
         "SimSiam": {
@@ -331,14 +297,13 @@ def time_in_turn(
 # -- the table -----------------------------------------------------------------------------
 
 
-@dataclass
-class Row:
-    """One line of the report."""
+class Row(NamedTuple):
+    """One line of the report; the result is ok or FAILED."""
 
     device: str
     part: str
     check: str
-    passed: bool
+    result: str
     detail: str
 
 
@@ -353,12 +318,13 @@ def devices() -> list[torch.device]:
 def check_kernels(device: torch.device) -> Iterator[Row]:
     for name, check in KERNELS.items():
         try:
-            yield Row(str(device), "kernels", name, True, check(device))
+            yield Row(str(device), "kernels", name, "ok", check(device))
         except Exception as error:  # whatever breaks is a row of the report
-            yield Row(str(device), "kernels", name, False, _one_line(error))
+            yield Row(str(device), "kernels", name, "FAILED", first_line(error))
 
 
-def check_steps(framework: str, device: torch.device, size: Size, repeats: int) -> Iterator[Row]:
+def check_steps(framework: str, device: torch.device) -> Iterator[Row]:
+    size = Size()
     images = _coarse(2 * size.batch, size.image, torch.Generator().manual_seed(0))
     views = list(images.to(device).chunk(2))
     for pipeline, plugins in STEPS[framework].items():
@@ -371,22 +337,14 @@ def check_steps(framework: str, device: torch.device, size: Size, repeats: int) 
                 _require(loss - loss == 0, f"loss {loss}")
                 steps[name] = step
             except Exception as error:
-                failures[name] = _one_line(error)
-        seconds = time_in_turn(steps, repeats, device)
+                failures[name] = first_line(error)
+        seconds = time_in_turn(steps, 5, device)
         for name in plugins:
-            if name in failures:
-                detail = failures[name]
-            elif "stock" not in seconds or name == "stock":
-                detail = f"{seconds[name] * 1e3:.1f} ms"
-            else:
-                ratio = seconds[name] / seconds["stock"]
-                detail = f"{seconds[name] * 1e3:.1f} ms, {ratio:.2f} x stock"
-            check = f"{pipeline}, {name}"
-            yield Row(str(device), framework, check, name not in failures, detail)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+            detail = failures.get(name) or f"{seconds[name] * 1e3:.1f} ms"
+            if name in seconds and "stock" in seconds and name != "stock":
+                detail += f", {seconds[name] / seconds['stock']:.2f} x stock"
+            result = "FAILED" if name in failures else "ok"
+            yield Row(str(device), framework, f"{pipeline}, {name}", result, detail)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -399,31 +357,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     failed = 0
     logging.disable(logging.INFO)  # mmengine lists every weight it initialises
-    print(f"{'device':<8} {'part':<11} {'check':<23} {'':<7} result")
+    line = "{:<8} {:<11} {:<23} {:<7} {}"
+    print(line.format("device", "part", "check", "", "result"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for device in devices():
-            for row in _rows(device):
-                failed += not row.passed
-                mark = "ok" if row.passed else "FAILED"
-                print(
-                    f"{row.device:<8} {row.part:<11} {row.check:<23} {mark:<7} {row.detail}",
-                    flush=True,
-                )
+            steps = (check_steps(framework, device) for framework in STEPS if find_spec(framework))
+            for row in chain(check_kernels(device), *steps):
+                failed += row.result == "FAILED"
+                print(line.format(*row), flush=True)
     logging.disable(logging.NOTSET)
     for framework in STEPS:
         if not find_spec(framework):
-            print(f"{'':<8} {framework:<11} not installed")
+            print(line.format("", framework, "not installed", "", ""))
     for warning in caught:
         if warning.category is RuntimeWarning and "GPU" in str(warning.message):
             print(f"warning: {warning.message}")
     seconds = time.perf_counter() - start
     print(f"\n{f'{failed} FAILED' if failed else 'all passed'}, {seconds:.0f} s")
     return int(failed > 0)
-
-
-def _rows(device: torch.device) -> Iterator[Row]:
-    yield from check_kernels(device)
-    for framework in STEPS:
-        if find_spec(framework):
-            yield from check_steps(framework, device, Size(), repeats=5)

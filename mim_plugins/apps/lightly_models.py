@@ -1,4 +1,4 @@
-"""The lightly modules of the self-test, of lightly's own parts in the shape of its examples."""
+"""Modules of lightly's own parts in the shape of its examples, for the self-test and ``show``."""
 
 from __future__ import annotations
 
@@ -22,28 +22,32 @@ if TYPE_CHECKING:
 
 
 class MAE(pl.LightningModule):
-    """Masked autoencoder, as lightly's example."""
+    """Masked autoencoder, as lightly's example, on a vision transformer of timm."""
 
-    def __init__(self, size: Size) -> None:
+    def __init__(
+        self,
+        vit: VisionTransformer,
+        decoder_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        mask_ratio: float = 0.75,
+    ) -> None:
         super().__init__()
-        vit = VisionTransformer(
-            img_size=size.image, patch_size=size.patch, embed_dim=size.width, depth=size.depth,
-            num_heads=size.heads, num_classes=0,
-        )  # fmt: skip
-        self.mask_ratio = 0.75
-        self.patch_size = size.patch
+        self.mask_ratio = mask_ratio
+        self.patch_size = vit.patch_embed.patch_size[0]
         self.backbone = MaskedVisionTransformerTIMM(vit=vit)
         self.sequence_length = self.backbone.sequence_length
-        self.decoder_embed = nn.Linear(size.width, size.decoder_width)
+        self.decoder_embed = nn.Linear(vit.embed_dim, decoder_dim)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
-            num_patches=size.patches, embed_dim=size.decoder_width, depth=size.decoder_depth,
-            num_heads=size.decoder_width // 32, num_prefix_tokens=1,
+            num_patches=vit.patch_embed.num_patches, embed_dim=decoder_dim, depth=depth,
+            num_heads=num_heads, mlp_ratio=mlp_ratio, num_prefix_tokens=vit.num_prefix_tokens,
         )  # fmt: skip
-        self.prediction_head = nn.Linear(size.decoder_width, 3 * size.patch**2)
+        self.prediction_head = nn.Linear(decoder_dim, 3 * self.patch_size**2)
         self.criterion = nn.MSELoss()
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images = batch[0][0]
+    def decode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's tokens ``(B, length, D)`` of masked images, and which were masked."""
         size = (len(images), self.sequence_length)
         idx_keep, idx_mask = utils.random_token_mask(
             size=size, mask_ratio=self.mask_ratio, device=images.device
@@ -51,11 +55,23 @@ class MAE(pl.LightningModule):
         encoded = self.decoder_embed(self.backbone.encode(images=images, idx_keep=idx_keep))
         tokens = encoded.new_zeros(*size, encoded.shape[2])
         tokens = utils.set_at_index(tokens, idx_keep, encoded)
-        decoded = self.decoder(tokens, idx_mask=idx_mask)
+        return self.decoder(tokens, idx_mask=idx_mask), idx_mask
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images = batch[0][0]
+        decoded, idx_mask = self.decode(images)
         prediction = self.prediction_head(utils.get_at_index(decoded, idx_mask))
         target = utils.get_at_index(utils.patchify(images, self.patch_size), idx_mask - 1)
         loss: Tensor = self.criterion(prediction, target)
         return loss
+
+
+def mae(size: Size) -> MAE:
+    vit = VisionTransformer(
+        img_size=size.image, patch_size=size.patch, embed_dim=size.width, depth=size.depth,
+        num_heads=size.heads, num_classes=0,
+    )  # fmt: skip
+    return MAE(vit, size.decoder_width, size.decoder_depth, size.decoder_width // 32)
 
 
 class SimSiam(pl.LightningModule):
