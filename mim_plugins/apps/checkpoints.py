@@ -16,7 +16,8 @@ from mmpretrain.models.selfsup import MAE, SimMIM
 from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
-from .. import mmpretrain as _registers  # noqa: F401  (models, and loading by mmengine)
+from .._check import first_line
+from ..mmpretrain import MISimMIM, RegularizedMAE
 from ..mmpretrain.analysis.mask_visualization import step_mask
 
 
@@ -67,10 +68,6 @@ def find_run(argument: str) -> Run:
     return Run(name, config, checkpoint)
 
 
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
-
-
 def read_config(path: Path) -> Config:
     """A config file.
 
@@ -86,8 +83,8 @@ def read_config(path: Path) -> Config:
     return config
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint, by mmengine's and torch's safe loading.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Weights and ``meta`` of a checkpoint, by mmengine's and torch's safe loading.
 
     Raises:
         ValueError: If it cannot be read or holds no weights.
@@ -102,7 +99,10 @@ def read_checkpoint(path: Path) -> dict:
     weights = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
     if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"checkpoint {path} must hold a state_dict of weights")
-    return checkpoint
+    # Those of a distributed model have a prefix.
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    meta = checkpoint.get("meta")
+    return weights, meta if isinstance(meta, dict) else {}
 
 
 def load_model(config: Config, path: Path, source: object) -> nn.Module:
@@ -128,11 +128,7 @@ def load_model(config: Config, path: Path, source: object) -> nn.Module:
         raise ValueError(
             f"the model of {source} must be a MAE or SimMIM, got {type(model).__name__}"
         )
-    checkpoint = read_checkpoint(path)
-    weights = {
-        key.removeprefix("module."): value  # of a distributed model
-        for key, value in checkpoint.get("state_dict", checkpoint).items()
-    }
+    weights, _ = read_checkpoint(path)
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ValueError(f"checkpoint {path} must be finite, got NaN or infinity in {key}")
@@ -160,26 +156,46 @@ def image_size(model: nn.Module, config: Config) -> int:
     return size if isinstance(size, int) else size[0]
 
 
+def preprocess(model: Any, images: Tensor) -> Tensor:
+    """What the model gets of images ``(B, 3, H, W)``, RGB in 0..255."""
+    # Preprocessors take BGR, as LoadImageFromFile reads.
+    return model.data_preprocessor({"inputs": images.flip(1), "data_samples": None})["inputs"]
+
+
 @torch.no_grad()
-def draw_masks(model: nn.Module, config: Config, inputs: Tensor) -> Tensor:
-    """Masks as the run drew them, ``(B, rows, columns)``: by the model, or its pipeline."""
-    if isinstance(model, MAE):
-        return step_mask(model, {"inputs": inputs}, {"backbone": model.backbone(inputs)}, "report")
-    pipeline = config.train_dataloader.dataset.pipeline
-    generator = next(step for step in pipeline if step.type.endswith("MaskGenerator"))
-    transform = TRANSFORMS.build(generator)
-    images = inputs.permute(0, 2, 3, 1).cpu().numpy()
-    return torch.stack([torch.as_tensor(transform({"img": image})["mask"]) for image in images])
+def encode_masked(model: Any, config: Config, images: Tensor) -> tuple[Tensor, Any, Tensor]:
+    """Encode images under masks that are drawn as in the run: by the model, or its pipeline.
 
+    Args:
+        model: Of :func:`load_model`.
+        config: Its config, whose training data may have a mask generator.
+        images: ``(B, 3, H, W)``, RGB in 0..255.
 
-def make_output(folder: Path) -> Path:
-    """Make a folder that can be written into, before anything is computed.
+    Returns:
+        What the model gets of the images, what its backbone returns, and the masks ``(B, rows,
+        columns)``; where an image has several, the first.
 
     Raises:
-        OSError: If that is not possible.
+        ValueError: If nobody draws masks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".writable"
-    probe.touch()
-    probe.unlink()
-    return folder
+    inputs = preprocess(model, images)
+    dataset = config.get("train_dataloader", {}).get("dataset", {})
+    steps = [s for s in dataset.get("pipeline", ()) if s["type"].endswith("MaskGenerator")]
+    if isinstance(model, MISimMIM):
+        side = model.head.patch_size
+        drawn = model.masking(inputs, mask_ratio=model.mask_ratio, patch_size=side).mask
+        mask = drawn[: len(inputs)].unflatten(1, [length // side for length in inputs.shape[2:]])
+    elif steps and isinstance(model, SimMIM | RegularizedMAE):
+        generator = TRANSFORMS.build(steps[0])
+        pixels = images.flip(1).permute(0, 2, 3, 1).byte().cpu().numpy()
+        masks = [torch.as_tensor(generator({"img": image})["mask"]) for image in pixels]
+        mask = torch.stack(masks).to(inputs.device)
+    elif isinstance(model, SimMIM):
+        raise ValueError(
+            "the config's train_dataloader must have a mask generator in its pipeline: "
+            f"{type(model).__name__} draws no masks itself"
+        )
+    else:
+        encoded = model.backbone(inputs)
+        return inputs, encoded, step_mask(model, {"inputs": inputs}, {"backbone": encoded}, "MAE")
+    return inputs, model.backbone(inputs, mask), mask

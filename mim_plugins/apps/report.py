@@ -12,12 +12,13 @@ high the latents sit that each run's own masks locate (2.3).
 from __future__ import annotations
 
 import json
-from html import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import torch
+from jinja2 import Template  # which torch requires
+from mmengine.runner import set_random_seed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,11 +43,11 @@ from ..mmpretrain.encoders import num_prefix_tokens
 from . import command_parser, markdown_table
 from .checkpoints import (
     Run,
-    draw_masks,
+    encode_masked,
     find_run,
     image_size,
     load_model,
-    make_output,
+    preprocess,
     read_config,
 )
 from .images import class_folders, drop_unreadable, list_images, load_images
@@ -97,10 +98,9 @@ def analyse(
     run: Run,
     paths: list[Path],
     labels: Tensor,
-    pictures: list[int],
+    pictures: Tensor,
     place: tuple[float, float],
-    device: str = "cpu",
-    batch_size: int = 32,
+    device: str,
 ) -> Findings:
     """Measure one run on images.
 
@@ -110,52 +110,42 @@ def analyse(
         labels: ``(n,)`` long.
         pictures: Numbers of the images to show.
         place: Of the chosen patch, as shares of height and width.
-        device: Default: the CPU.
-        batch_size: Default: 32.
+        device: Where to compute.
     """
     config = read_config(run.config)
     model: Any = load_model(config, run.checkpoint, run.config).to(device)
+    prefix = num_prefix_tokens(model.backbone)
     images = load_images(paths, image_size(model, config))
     observed = ObservedMasks(limit=len(paths))
     scores: dict[str, list[Tensor]] = {}
-    features, shown, attentions = [], [], []
-    torch.manual_seed(0)
-    batches = range(0, len(images), batch_size)
-    for start in tqdm(batches, desc=run.name, unit="batch"):
-        # The preprocessor takes BGR and makes RGB of it.
-        data = {"inputs": images[start : start + batch_size].flip(1), "data_samples": None}
-        inputs = model.data_preprocessor(data)["inputs"]
-        observed.add(draw_masks(model, config, inputs))
+    batches = []
+    set_random_seed(0)  # numpy's too, of which pipelines draw masks
+    for batch in tqdm(images.split(32), desc=run.name, unit="batch"):
+        inputs, _, mask = encode_masked(model, config, batch)
+        observed.add(mask)
         with observing(model):
-            predicted, original = reconstruct(model, inputs)
-            for name, values in reconstruction_scores(predicted, original).items():
+            for name, values in reconstruction_scores(*reconstruct(model, inputs)).items():
                 scores.setdefault(name, []).append(values)
-            output = model.extract_feat(inputs)[-1]
-            prefix = num_prefix_tokens(model.backbone)
-            features.append(pool(output, num_prefix_tokens=prefix).cpu())
-            chosen = [i - start for i in pictures if start <= i < start + len(inputs)]
-            if chosen:
-                shown.append(torch.stack([original[chosen], predicted[chosen]]).cpu())
-                attentions.append(_attention(model, inputs[chosen]))
-    report = observed.report()
-    joined = torch.cat(features)
+            batches.append(pool(model.extract_feat(inputs)[-1], num_prefix_tokens=prefix).cpu())
+    report, features = observed.report(), torch.cat(batches)
     figures = {
         **{name: report[name] for name in ("mask_ratio", "height")},
         **{name: torch.cat(values).mean().item() for name, values in scores.items()},
-        "effective_rank": effective_rank(joined),
+        "effective_rank": effective_rank(features),
     }
     if labels.unique(return_counts=True)[1].min() >= 5:
-        figures["separability"] = linear_separability(joined, labels)
-    looks = [each for each in attentions if each is not None]
-    attention = torch.cat(looks) if len(looks) == len(attentions) else None
+        figures["separability"] = linear_separability(features, labels)
+    with observing(model):
+        inputs = preprocess(model, images[pictures])
+        predicted, original = (each.cpu() for each in reconstruct(model, inputs))
+        attention = _attention(model, inputs)
     cls_map = token_map = token = None
     if attention is not None:
         side = round((attention.shape[1] - prefix) ** 0.5)
         token = (min(int(place[0] * side), side - 1), min(int(place[1] * side), side - 1))
         token_map = attention_map(attention, (side, side), token, prefix)
         cls_map = attention_map(attention, (side, side), None, prefix) if prefix else None
-    pair = torch.cat(shown, dim=1)
-    return Findings(figures, pair[0], pair[1], cls_map, token_map, token, tsne(joined))
+    return Findings(figures, original, predicted, cls_map, token_map, token, tsne(features))
 
 
 def _attention(model: Any, inputs: Tensor) -> Tensor | None:
@@ -165,13 +155,6 @@ def _attention(model: Any, inputs: Tensor) -> Tensor | None:
     except TypeError:
         return None
     return attention.cpu() if len(attention) == len(inputs) else None
-
-
-def plot_reconstructions(found: dict[str, Findings]) -> Any:
-    """One row per image: the image, and what each run makes of it unmasked."""
-    first = next(iter(found.values()))
-    made = [(name, each.reconstruction) for name, each in found.items()]
-    return picture_grid([("image", first.images), *made])[0]
 
 
 def plot_scores(found: dict[str, Findings]) -> Any:
@@ -201,56 +184,51 @@ def rows(found: dict[str, Findings]) -> list[list[str]]:
     return table
 
 
-PAGE = """<!doctype html>
+# Names are text, whatever characters they have: all is escaped.
+PAGE = Template(
+    """<!doctype html>
 <html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-body {{ font: 16px/1.5 sans-serif; max-width: 70em; margin: auto; padding: 1em; color: #222 }}
-h2 {{ font-size: 1.2em; margin-top: 2em }} img {{ max-width: 100% }}
-.wide {{ overflow-x: auto }} code {{ overflow-wrap: anywhere }}
-table {{ border-collapse: collapse }} td, th {{ padding: .3em .7em; border-bottom: 1px solid #ccc;
-  text-align: right }} td:first-child, th:first-child {{ text-align: left }}
+body { font: 16px/1.5 sans-serif; max-width: 70em; margin: auto; padding: 1em; color: #222 }
+h2 { font-size: 1.2em; margin-top: 2em } img { max-width: 100% }
+.wide { overflow-x: auto } code { overflow-wrap: anywhere }
+table { border-collapse: collapse } td, th { padding: .3em .7em; border-bottom: 1px solid #ccc;
+  text-align: right } td:first-child, th:first-child { text-align: left }
 </style>
-<h1>{title}</h1><p>{intro}</p><div class="wide"><table>{table}</table></div>
-{pictures}<h2>Runs</h2><ul>{runs}</ul></html>
-"""
+<h1>{{ title }}</h1><p>{{ intro }}</p><div class="wide"><table>
+{% for row in rows %}<tr>{% set tag = "th" if loop.first else "td" -%}
+{% for cell in row %}<{{ tag }}>{{ cell }}</{{ tag }}>{% endfor %}</tr>
+{% endfor %}</table></div>
+{% for name, text in pictures.items() -%}
+<h2>{{ text }}</h2><img src="{{ name | urlencode }}.png" alt="{{ text }}">
+{% endfor %}<h2>Runs</h2><ul>
+{% for run in runs -%}
+<li>{{ run.name }}: <code>{{ run.config }}</code>, <code>{{ run.checkpoint }}</code></li>
+{% endfor %}</ul></html>
+""",
+    autoescape=True,
+)
 
 
 def page(
     title: str, intro: str, found: dict[str, Findings], pictures: dict[str, str], runs: list[Run]
 ) -> str:
-    """The report as HTML; names are text, whatever characters they have."""
-    cells = [
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th", *["td"] * len(found)], rows(found), strict=True)
-    ]
-    return PAGE.format(
-        title=escape(title),
-        intro=escape(intro),
-        table="".join(f"<tr>{row}</tr>" for row in cells),
-        pictures="".join(
-            f'<h2>{escape(text)}</h2><img src="{quote(name)}.png" alt="{escape(text)}">\n'
-            for name, text in pictures.items()
-        ),
-        runs="".join(
-            f"<li>{escape(run.name)}: <code>{escape(str(run.config))}</code>, "
-            f"<code>{escape(str(run.checkpoint))}</code></li>"
-            for run in runs
-        ),
-    )
+    """The report as HTML."""
+    return PAGE.render(title=title, intro=intro, rows=rows(found), pictures=pictures, runs=runs)
 
 
-def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str], out: Path) -> str:
+def write_report(
+    found: dict[str, Findings], runs: list[Run], labels: Tensor, names: list[str], out: Path
+) -> str:
     """Write pictures, ``report.{json,html,md}``; return the last one's text."""
-    out.mkdir(parents=True, exist_ok=True)
-    names = sorted(set(classes))
-    labels = torch.tensor([names.index(name) for name in classes])
-    first = next(iter(found.values()))
+    images = next(iter(found.values())).images
+    made = [(name, each.reconstruction) for name, each in found.items()]
     pictures = {
         "scores": ("Figures of the table", plot_scores(found)),
         "reconstructions": (
             "Reconstructions with every patch visible and every patch predicted",
-            plot_reconstructions(found),
+            picture_grid([("image", images), *made])[0],
         ),
         "tsne": (
             "t-SNE of the features ([CLS] where there is one), a colour per class",
@@ -274,11 +252,11 @@ def write_report(found: dict[str, Findings], runs: list[Run], classes: list[str]
             mark = token if key == "token_map" else None
             pictures[f"{key}{suffix}"] = (
                 f"{title}: last layer, averaged over heads",
-                plot_attention(first.images, same, mark),
+                plot_attention(images, same, mark),
             )
     title = "What did masking make these models learn?"
     intro = (
-        f"{len(classes)} images of {len(names)} classes. MSE, PSNR, SSIM and FSIM are of "
+        f"{len(labels)} images of {len(names)} classes. MSE, PSNR, SSIM and FSIM are of "
         "reconstructions without masking (patches normalised in training get the true patch's "
         "mean and variance), linear accuracy is logistic regression on the features, 5-fold "
         "cross-validated, and the height is that of the latents that the run's own masks locate "
@@ -318,14 +296,15 @@ def main(argv: list[str] | None = None) -> int:
         if not all(0.0 <= share <= 1.0 for share in args.token):
             raise ValueError(f"token must be two numbers in [0, 1], got {args.token}")
         check_device(args.device)
-        make_output(args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=args.out).close()  # it can be written into: rather now than at the end
         runs = [find_run(argument) for argument in args.runs]
         if len({run.name for run in runs}) < len(runs):
             runs = [run._replace(name=f"{i}: {run.name}") for i, run in enumerate(runs, start=1)]
         paths, classes = find_images(args.data, args.limit)
         names = sorted(set(classes))
         labels = torch.tensor([names.index(name) for name in classes])
-        pictures = torch.linspace(0, len(paths) - 1, min(args.pictures, len(paths))).long().tolist()
+        pictures = torch.linspace(0, len(paths) - 1, min(args.pictures, len(paths))).long()
         found = {
             run.name: analyse(run, paths, labels, pictures, tuple(args.token), args.device)
             for run in runs
@@ -335,6 +314,6 @@ def main(argv: list[str] | None = None) -> int:
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):  # names are names
-        print(write_report(found, runs, classes, args.out).split("## ")[0])
+        print(write_report(found, runs, labels, names, args.out).split("## ")[0])
     print(f"Report: {args.out / 'report.html'}")
     return 0

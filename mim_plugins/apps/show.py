@@ -19,20 +19,21 @@ images are taken.
 from __future__ import annotations
 
 import importlib
-import random
-import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .._check import check_int
 from .._device import check_device
+from .._observe import preserve_rng
+from ..analysis.mosaic import mask_mosaic
+from ..analysis.pixels import grid_of, unpatchify, with_statistics_of
 from . import command_parser
-from .images import list_images
+from .images import drop_unreadable, list_images, load_images, read_image, read_with_pillow
 
 
 def framework_of(checkpoint: Path) -> str:
@@ -56,22 +57,33 @@ def framework_of(checkpoint: Path) -> str:
     return "mmpretrain"
 
 
-def pillow_images(paths: list[Path], size: int) -> Tensor:
-    """``(n, 3, size, size)`` float32 RGB in 0..255; files that cannot be read are named."""
-    from PIL import Image, ImageOps
+def reconstruct_patches(
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    patch: int,
+    norm_pix: bool,
+    predict: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, masks and reconstructions by a model that predicts the pixels of patches.
 
-    arrays = []
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            print(f"skipped {path}: {error}", file=sys.stderr)
-            continue
-        arrays.append(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)))
-    if not arrays:
-        raise ValueError(f"no image can be read in {', '.join(map(str, paths))}")
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+    Args:
+        images: ``(B, 3, side, side)`` in 0..255.
+        mean, std: With which the model gets images in [0, 1].
+        patch: Side of a patch in pixels.
+        norm_pix: Whether the pixels of each patch are predicted normalised.
+        predict: From the model's images to its patches ``(B, N, 3 * patch**2)`` and what was
+            masked, ``(B, N)``.
+    """
+    images = images / 255
+    shift, scale = (images.new_tensor(numbers).view(-1, 1, 1) for numbers in (mean, std))
+    inputs = (images - shift) / scale
+    patches, mask = predict(inputs)
+    predicted = unpatchify(patches.float(), patch, *inputs.shape[2:])
+    if norm_pix:
+        predicted = with_statistics_of(predicted, inputs, patch)
+    rows_columns = grid_of(mask.shape[1], *inputs.shape[2:])
+    return images, mask.view(-1, *rows_columns), predicted * scale + shift
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,8 +113,6 @@ def main(argv: list[str] | None = None) -> int:
         framework = framework_of(args.checkpoint)
         named = [list_images(p)[: args.limit] if p.is_dir() else [p] for p in args.images]
         paths = [path for group in named for path in group]
-        if not paths:
-            raise ValueError(f"no image can be read in {', '.join(map(str, args.images))}")
         try:
             shower: Any = importlib.import_module(f".show_{framework}", __package__)
         except ImportError as error:
@@ -111,19 +121,16 @@ def main(argv: list[str] | None = None) -> int:
                 f"pip install 'mim_plugins[{framework}]'"
             ) from error
         shown = shower.Shown(args)
-        images = getattr(shower, "read_images", pillow_images)(paths, shown.size)
-        random.seed(args.seed)
-        np.random.seed(args.seed)  # noqa: NPY002  (mmpretrain draws masks with it)
-        torch.manual_seed(args.seed)
+        read = read_image if framework == "mmpretrain" else read_with_pillow
+        if not (readable := drop_unreadable(paths, read)):
+            raise ValueError(f"no image can be read in {', '.join(map(str, args.images))}")
+        images = load_images(readable, shown.size, read)
         shown.model.to(device)
-        mosaic = shown.picture(images)
+        with torch.no_grad(), preserve_rng(args.seed):
+            mosaic = mask_mosaic(*shown.reconstruct(images.to(device)))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mosaic.numpy()).save(args.out)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
     print(f"Picture of {len(images)} images: {args.out}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -7,22 +7,17 @@ import pickle
 import re
 from math import isqrt
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightly.models import utils
-from lightly.models.modules import (
-    MaskedVisionTransformerDecoderTIMM,
-    MaskedVisionTransformerTIMM,
-)
 from lightly.transforms.utils import IMAGENET_NORMALIZE
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..analysis.mosaic import mask_mosaic
-from ..analysis.pixels import undo_normalization, unpatchify, with_statistics_of
 from ..lightly.analysis.reconstruction import MAE_PARTS
+from ..lightly.watch import prefix_tokens, removed_patches
 from ..masking.base import check_mask_ratio
+from .lightly_models import MAE
+from .show import reconstruct_patches
 
 # Width to number of heads: of timm's vision transformers, and of MAE's decoder.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -45,39 +40,23 @@ class Shown:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.mask_ratio = check_mask_ratio(args.mask_ratio)
-        self.norm_pix = args.norm_pix
+        ratio = check_mask_ratio(args.mask_ratio)
         weights = read_weights(args.checkpoint, args.trust)
-        model: Any = build(weights, args.heads, args.checkpoint)
-        self.model, self.size = model, model.backbone.vit.patch_embed.img_size[0]
+        self.model = build(weights, args.heads, ratio, args.checkpoint)
+        self.size: int = self.model.backbone.vit.patch_embed.img_size[0]
+        self.norm_pix = args.norm_pix
 
-    @torch.no_grad()
-    def picture(self, images: Tensor) -> Tensor:
-        """``(height, width, 3)`` uint8, of images ``(B, 3, size, size)`` in 0..255."""
-        model, vit = self.model, self.model.backbone.vit
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`.show.reconstruct_patches`."""
+        model = self.model
+
+        def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            decoded, idx_mask = model.decode(inputs)
+            patches = model.prediction_head(decoded)[:, prefix_tokens(model.backbone) :]
+            return patches, removed_patches(model.backbone, len(inputs), idx_mask)
+
         mean, std = IMAGENET_NORMALIZE["mean"], IMAGENET_NORMALIZE["std"]
-        device = vit.pos_embed.device
-        shift, scale = (torch.tensor(x, device=device).view(3, 1, 1) for x in (mean, std))
-        inputs = (images.to(device) / 255 - shift) / scale
-        length, prefix = model.backbone.sequence_length, vit.num_prefix_tokens
-        side = vit.patch_embed.patch_size[0]
-        idx_keep, idx_mask = utils.random_token_mask(
-            (len(inputs), length), self.mask_ratio, device=device
-        )
-        seen = model.decoder_embed(model.backbone.encode(images=inputs, idx_keep=idx_keep))
-        tokens = seen.new_zeros(len(inputs), length, seen.shape[2])
-        tokens = utils.set_at_index(tokens, idx_keep, seen)
-        predicted = model.prediction_head(model.decoder(tokens, idx_mask=idx_mask))[:, prefix:]
-        predicted = unpatchify(predicted, side, *inputs.shape[2:])
-        if self.norm_pix:
-            predicted = with_statistics_of(predicted, inputs, side)
-        removed = torch.zeros(len(inputs), length, dtype=torch.bool, device=device)
-        removed = removed.scatter(1, idx_mask, True)[:, prefix:]
-        return mask_mosaic(
-            undo_normalization(inputs, mean, std),
-            removed.view(-1, *vit.patch_embed.grid_size),
-            undo_normalization(predicted, mean, std),
-        )
+        return reconstruct_patches(images, mean, std, model.patch_size, self.norm_pix, predict)
 
 
 def read_weights(path: Path, trust: bool) -> dict[str, Tensor]:
@@ -96,8 +75,10 @@ def read_weights(path: Path, trust: bool) -> dict[str, Tensor]:
     return weights
 
 
-def build(weights: dict[str, Tensor], heads: list[int] | None, source: object) -> nn.Module:
-    """The encoder and the decoder that have these weights, in evaluation mode."""
+def build(
+    weights: dict[str, Tensor], heads: list[int] | None, mask_ratio: float, source: object
+) -> MAE:
+    """The module that has these weights, in evaluation mode."""
 
     def shape(key: str) -> torch.Size:
         if key not in weights:
@@ -137,7 +118,6 @@ def build(weights: dict[str, Tensor], heads: list[int] | None, source: object) -
     for width, number in zip((dim, decoder_dim), heads, strict=True):
         if number < 1 or width % number:
             raise ValueError(f"heads must divide the width {width}, got {number}")
-    model = nn.Module()
     vit = VisionTransformer(
         img_size=side * patch, patch_size=patch, embed_dim=dim, num_heads=heads[0],
         depth=count("backbone.vit.blocks."), mlp_ratio=hidden / dim, reg_tokens=registers,
@@ -146,13 +126,8 @@ def build(weights: dict[str, Tensor], heads: list[int] | None, source: object) -
         no_embed_class=shape("backbone.vit.pos_embed")[1] == side**2,
         num_classes=len(weights.get("backbone.vit.head.bias", ())),
     )  # fmt: skip
-    model.backbone = MaskedVisionTransformerTIMM(vit=vit)
-    model.decoder_embed = nn.Linear(dim, decoder_dim)
-    model.decoder = MaskedVisionTransformerDecoderTIMM(
-        num_patches=side**2, embed_dim=decoder_dim, depth=count("decoder.blocks."),
-        num_heads=heads[1], num_prefix_tokens=prefix, mlp_ratio=decoder_hidden / decoder_dim,
-    )  # fmt: skip
-    model.prediction_head = nn.Linear(decoder_dim, 3 * patch**2)
+    depth, mlp_ratio = count("decoder.blocks."), decoder_hidden / decoder_dim
+    model = MAE(vit, decoder_dim, depth, heads[1], mlp_ratio, mask_ratio)
     own = tuple(f"{part}." for part in MAE_PARTS)
     weights = {key: value for key, value in weights.items() if key.startswith(own)}
     try:

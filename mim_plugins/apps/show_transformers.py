@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..analysis.mosaic import mask_mosaic
-from ..analysis.pixels import grid_of, undo_normalization, unpatchify, with_statistics_of
+from .show import reconstruct_patches
 
 
 class Shown:
@@ -46,22 +44,16 @@ class Shown:
         self.size = size if isinstance(size, int) else size[0]
         self.mean, self.std = normalization(folder)
 
-    @torch.no_grad()
-    def picture(self, images: Tensor) -> Tensor:
-        """``(height, width, 3)`` uint8, of images ``(B, 3, size, size)`` in 0..255."""
-        model, config = self.model, self.model.config
-        shift, scale = (
-            torch.tensor(x, device=model.device).view(-1, 1, 1) for x in (self.mean, self.std)
-        )
-        inputs = (images.to(model.device) / 255 - shift) / scale
-        output = model(inputs)
-        predicted = unpatchify(output.logits.float(), config.patch_size, *inputs.shape[2:])
-        if config.norm_pix_loss:
-            predicted = with_statistics_of(predicted, inputs, config.patch_size)
-        return mask_mosaic(
-            undo_normalization(inputs, self.mean, self.std),
-            output.mask.view(-1, *grid_of(output.mask.shape[1], *inputs.shape[2:])),
-            undo_normalization(predicted, self.mean, self.std),
+    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :func:`.show.reconstruct_patches`."""
+
+        def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
+            output = self.model(inputs)
+            return output.logits, output.mask
+
+        config = self.model.config
+        return reconstruct_patches(
+            images, self.mean, self.std, config.patch_size, config.norm_pix_loss, predict
         )
 
 

@@ -13,12 +13,14 @@ pytest.importorskip("networkx", reason="networkx is not installed")
 
 import numpy as np
 import torch
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, set_random_seed
+from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
 
 from mim_plugins.__main__ import main
 from mim_plugins.analysis import reconstruction_scores
 from mim_plugins.apps.checkpoints import (
+    encode_masked,
     find_config,
     find_run,
     image_size,
@@ -105,6 +107,47 @@ def test_a_script_beside_is_not_run(runs: list[Path], tmp_path: Path) -> None:
     shutil.copytree(runs[0], tmp_path / "run")
     (tmp_path / "run" / "script.py").write_text("raise SystemExit('run')")
     assert find_config(tmp_path / "run").name == "config.py"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_masks_are_drawn_as_in_the_run(number: int, runs: list[Path], photo_folder: Path) -> None:
+    """By its pipeline, of the pixels that are read; by the model; or by nobody, which is said."""
+    config = read_config(runs[number] / "config.py")
+    size, unit, patch = ((224, 16, 16), (192, 32, 4))[number]
+    step = {
+        "type": "DPPMaskGenerator", "input_size": size, "mask_patch_size": unit,
+        "model_patch_size": patch, "tau": 0.0, "kernel": "cosine",
+    }  # fmt: skip
+    images = load_images(sorted((photo_folder / "test").rglob("0000.png"))[:3], size)
+
+    def build(**changes: object) -> torch.nn.Module:
+        preprocessor = {"data_preprocessor": config.data_preprocessor}
+        return MODELS.build({**preprocessor, **config.model, **changes}).eval()
+
+    if number == 0:
+        masked = {**config.model.backbone, "type": "MaskedMAEViT"}
+        model, ratio = build(type="RegularizedMAE", backbone=masked, regularizers=[]), 0.75
+        alone = build(backbone={**masked, "masking": {"type": "DPPMasking"}})
+    else:
+        two = {"type": "ComplementaryMasking", "num_masks": 2, "mask_unit": 32}
+        model, ratio = build(), 0.6
+        alone = build(type="MISimMIM", masking=two)
+    step["mask_ratio"] = ratio
+    config.train_dataloader.dataset.pipeline = [step]
+    set_random_seed(0)
+    mask = encode_masked(model, config, images)[2]
+    set_random_seed(0)
+    generator = TRANSFORMS.build(step)
+    for image, drawn in zip(images.flip(1).permute(0, 2, 3, 1), mask, strict=True):
+        assert np.array_equal(generator({"img": image.byte().numpy()})["mask"], drawn)
+
+    config.train_dataloader.dataset.pipeline = [{"type": "LoadImageFromFile"}]
+    mask = encode_masked(alone, config, images)[2]
+    assert mask.shape == (3, size // patch, size // patch)
+    assert mask.float().mean().item() == pytest.approx(ratio, abs=0.02)
+    if number == 1:
+        with pytest.raises(ValueError, match="must have a mask generator in its pipeline: SimMIM"):
+            encode_masked(model, config, images)
 
 
 def broken(kind: str, good: Path, path: Path) -> Path:
