@@ -32,7 +32,7 @@ from torch import Tensor
 from .._check import check_int, check_share
 from ..analysis import effective_rank
 from ..analysis._figure import picture_grid
-from . import markdown_table
+from . import command_parser, markdown_table
 from .images import (
     EXTENSIONS,
     class_folders,
@@ -287,9 +287,7 @@ def _processor() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mim_plugins demo", description=__doc__.split("\n")[0]
-    )
+    parser = command_parser("demo", __doc__)
     parser.add_argument("--data", type=Path, help="image folder; default: embedded photographs")
     parser.add_argument("--out", type=Path, default=Path("demo_output"))
     parser.add_argument("--epochs", type=int, help="of pre-training; default: by the data's size")
@@ -385,7 +383,3 @@ def run(args: argparse.Namespace, data: Data) -> None:
         json.dumps({"settings": env, "seeds": args.seeds, "results": results}, indent=2)
     )
     print(f"\n{text}\nPicture: {args.out / 'report.png'}")
-
-
-if __name__ == "__main__":
-    main()

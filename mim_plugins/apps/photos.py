@@ -7,9 +7,8 @@ a crop is the photograph it comes from; train and test crops come from disjoint 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # numpy and PIL come with the extras
     import numpy as np
@@ -38,15 +37,9 @@ def load_photo(name: str) -> np.ndarray:
     import skimage.data
     from sklearn.datasets import load_sample_image
 
-    load: Callable[[], Any]
-    if name in _SKIMAGE:
-        load = getattr(skimage.data, name)
-    else:
-
-        def load() -> Any:
-            return load_sample_image(f"{name}.jpg")
-
-    photo = np.asarray(load())
+    is_sklearns = name in _SKLEARN
+    photo = load_sample_image(f"{name}.jpg") if is_sklearns else getattr(skimage.data, name)()
+    photo = np.asarray(photo)
     if photo.ndim == 2:
         photo = np.repeat(photo[:, :, None], 3, axis=2)
     return np.ascontiguousarray(photo[:, :, :3])

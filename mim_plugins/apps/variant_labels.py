@@ -95,7 +95,3 @@ def main(argv: list[str] | None = None) -> None:
     target.parent.mkdir(exist_ok=True)
     target.write_text("\n".join(lines) + "\n")
     print(f"{target}: {len(lines)} images")
-
-
-if __name__ == "__main__":
-    main()

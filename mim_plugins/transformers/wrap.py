@@ -144,11 +144,8 @@ class _Plugin:
             given = mask.ids_restore.float() if self.is_mae else mask.mask
         elif given is None and self.is_mae and hasattr(model, "regularizers"):
             # As the model draws it; the terms have to know the mask.
-            side = (
-                self.images.shape[-2] // self.patch_size,
-                self.images.shape[-1] // self.patch_size,
-            )
-            given = torch.rand(len(self.images), side[0] * side[1], device=self.images.device)
+            patches = self.images[0, 0].numel() // self.patch_size**2
+            given = torch.rand(len(self.images), patches, device=self.images.device)
         if given is not None:
             arguments[self.argument] = given
             if self.is_mae:
