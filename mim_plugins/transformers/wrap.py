@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -201,29 +200,22 @@ def _ratio(mask: Tensor) -> float:
 @torch.compiler.disable
 def patch_tokens(model: PreTrainedModel, images: Tensor) -> Tensor:
     """``(B, N, D)`` tokens of the patches of whole images, without a trace in ``model``."""
-    side = _square(model.config.patch_size)
-    patches = (images.shape[-2] // side) * (images.shape[-1] // side)
     encoder: Any = model.base_model
-    with glancing(encoder, images), _unmasked(model.config):
-        given = {}
-        if "noise" in inspect.signature(encoder.forward).parameters:  # MAE, in its own order
-            given["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
-        tokens = encoder(images, **given)[0]
-    # Swin's are fewer than the patches, and none of them a prefix.
-    return tokens[:, max(tokens.shape[1] - patches, 0) :]
-
-
-@contextmanager
-def _unmasked(config: Any) -> Iterator[None]:
-    """The encoder of MAE knows no other way to keep all patches."""
-    ratio = getattr(config, "mask_ratio", None)
-    if ratio is not None:
+    config, side = model.config, _square(model.config.patch_size)
+    patches = (images.shape[-2] // side) * (images.shape[-1] // side)
+    whole, ratio = {}, getattr(config, "mask_ratio", None)
+    if "noise" in inspect.signature(encoder.forward).parameters:
+        # MAE's encoder knows no other way to keep all patches, in their own order.
+        whole["noise"] = torch.arange(patches, device=images.device).expand(len(images), -1)
         config.mask_ratio = 0.0
     try:
-        yield
+        with glancing(encoder, images):
+            tokens = encoder(images, **whole)[0]
     finally:
         if ratio is not None:
             config.mask_ratio = ratio
+    # Swin's are fewer than the patches, and none of them a prefix.
+    return tokens[:, max(tokens.shape[1] - patches, 0) :]
 
 
 def _square(patch_size: Any) -> int:
