@@ -35,6 +35,9 @@ from ..analysis.pixels import grid_of, unpatchify, with_statistics_of
 from . import command_parser
 from .images import drop_unreadable, list_images, load_images, read_image, read_with_pillow
 
+# From images ``(B, 3, side, side)`` in 0..255 to what ``mask_mosaic`` takes.
+Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
+
 
 def framework_of(checkpoint: Path) -> str:
     """Whose checkpoint it is, by what it holds: ``mmpretrain``, ``lightly``, ``transformers``.
@@ -120,14 +123,14 @@ def main(argv: list[str] | None = None) -> int:
                 f"{args.checkpoint} is a checkpoint of {framework} ({error}): "
                 f"pip install 'mim_plugins[{framework}]'"
             ) from error
-        shown = shower.Shown(args)
+        model, size, reconstruct = shower.open_checkpoint(args)
         read = read_image if framework == "mmpretrain" else read_with_pillow
         if not (readable := drop_unreadable(paths, read)):
             raise ValueError(f"no image can be read in {', '.join(map(str, args.images))}")
-        images = load_images(readable, shown.size, read)
-        shown.model.to(device)
+        images = load_images(readable, size, read)
+        model.to(device)
         with torch.no_grad(), preserve_rng(args.seed):
-            mosaic = mask_mosaic(*shown.reconstruct(images.to(device)))
+            mosaic = mask_mosaic(*reconstruct(images.to(device)))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mosaic.numpy()).save(args.out)
     except (ImportError, OSError, ValueError) as error:

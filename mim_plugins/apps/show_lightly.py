@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+from functools import partial
 from math import isqrt
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..lightly.analysis.reconstruction import MAE_PARTS
 from ..lightly.watch import prefix_tokens, removed_patches
 from ..masking.base import check_mask_ratio
 from .lightly_models import MAE
-from .show import reconstruct_patches
+from .show import Reconstruct, reconstruct_patches
 
 # Width to number of heads: of timm's vision transformers, and of MAE's decoder.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
@@ -32,31 +33,27 @@ OLD_NAMES = {
 }
 
 
-class Shown:
-    """A checkpoint as ``show`` asks for it.
+def open_checkpoint(args: argparse.Namespace) -> tuple[MAE, int, Reconstruct]:
+    """The module, the side of its images, and how it reconstructs them.
 
     Raises:
         ValueError: If it holds no MAE of lightly, or its weights do not tell the model.
     """
+    ratio = check_mask_ratio(args.mask_ratio)
+    weights = read_weights(args.checkpoint, args.trust)
+    model = build(weights, args.heads, ratio, args.checkpoint)
+    backbone = model.backbone
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        ratio = check_mask_ratio(args.mask_ratio)
-        weights = read_weights(args.checkpoint, args.trust)
-        self.model = build(weights, args.heads, ratio, args.checkpoint)
-        self.size: int = self.model.backbone.vit.patch_embed.img_size[0]
-        self.norm_pix = args.norm_pix
+    def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        decoded, idx_mask = model.decode(inputs)
+        patches = model.prediction_head(decoded)[:, prefix_tokens(backbone) :]
+        return patches, removed_patches(backbone, len(inputs), idx_mask)
 
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`.show.reconstruct_patches`."""
-        model = self.model
-
-        def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
-            decoded, idx_mask = model.decode(inputs)
-            patches = model.prediction_head(decoded)[:, prefix_tokens(model.backbone) :]
-            return patches, removed_patches(model.backbone, len(inputs), idx_mask)
-
-        mean, std = IMAGENET_NORMALIZE["mean"], IMAGENET_NORMALIZE["std"]
-        return reconstruct_patches(images, mean, std, model.patch_size, self.norm_pix, predict)
+    reconstruct = partial(
+        reconstruct_patches, predict=predict, patch=model.patch_size, norm_pix=args.norm_pix,
+        mean=IMAGENET_NORMALIZE["mean"], std=IMAGENET_NORMALIZE["std"],
+    )  # fmt: skip
+    return model, backbone.vit.patch_embed.img_size[0], reconstruct
 
 
 def read_weights(path: Path, trust: bool) -> dict[str, Tensor]:

@@ -22,24 +22,22 @@ from .checkpoints import (
     read_checkpoint,
     read_config,
 )
+from .show import Reconstruct
 
 
-class Shown:
-    """A checkpoint as ``show`` asks for it."""
+def open_checkpoint(args: argparse.Namespace) -> tuple[Any, int, Reconstruct]:
+    """The model, the side of its images, and how it reconstructs them."""
+    model: Any
+    model, config = find_model(args.checkpoint, args.config, args.trust)
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.model: Any
-        self.model, self.config = find_model(args.checkpoint, args.config, args.trust)
-        self.size = image_size(self.model, self.config)
-
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As :func:`.show.reconstruct_patches`; None of what is not predicted as pixels."""
-        model = self.model
-        inputs, encoded, mask = encode_masked(model, self.config, images)
+    def reconstruct(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        inputs, encoded, mask = encode_masked(model, config, images)
         is_mae = isinstance(model, MAE)
         predicted = model.neck(encoded[0], encoded[2]) if is_mae else model.neck(encoded[0])
         pixels = step_reconstruction(model, inputs, {"backbone": encoded, "neck": predicted})
         return _pixels(model, inputs), mask, None if pixels is None else _pixels(model, pixels)
+
+    return model, image_size(model, config), reconstruct
 
 
 def find_model(checkpoint: Path, config: Path | None, trust: bool) -> tuple[nn.Module, Config]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +13,44 @@ from torch import Tensor
 from transformers import ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .show import reconstruct_patches
+from .show import Reconstruct, reconstruct_patches
 
 
-class Shown:
-    """A checkpoint as ``show`` asks for it.
+def open_checkpoint(args: argparse.Namespace) -> tuple[Any, int, Reconstruct]:
+    """The model, the side of its images, and how it reconstructs them.
 
     Raises:
         ValueError: If it is no MAE, or weights are missing.
     """
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        folder = args.checkpoint
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind != "vit_mae":
-            raise ValueError(
-                f"{folder} must hold a ViTMAEForPreTraining (model_type vit_mae), got {kind!r}"
-            )
-        try:
-            loaded: Any = ViTMAEForPreTraining.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-        except RuntimeError as error:
-            raise ValueError(f"{folder} does not fit its config.json: {error}") from error
-        self.model, info = loaded
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(f"{folder} lacks {len(missing)} weights: {', '.join(missing[:3])}")
-        self.model.eval()
-        size = self.model.config.image_size
-        self.size = size if isinstance(size, int) else size[0]
-        self.mean, self.std = normalization(folder)
-
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :func:`.show.reconstruct_patches`."""
-
-        def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
-            output = self.model(inputs)
-            return output.logits, output.mask
-
-        config = self.model.config
-        return reconstruct_patches(
-            images, self.mean, self.std, config.patch_size, config.norm_pix_loss, predict
+    folder = args.checkpoint
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind != "vit_mae":
+        raise ValueError(
+            f"{folder} must hold a ViTMAEForPreTraining (model_type vit_mae), got {kind!r}"
         )
+    try:
+        loaded: Any = ViTMAEForPreTraining.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{folder} does not fit its config.json: {error}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{folder} lacks {len(missing)} weights: {', '.join(missing[:3])}")
+    model.eval()
+
+    def predict(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        output = model(inputs)
+        return output.logits, output.mask
+
+    (mean, std), config = normalization(folder), model.config
+    reconstruct = partial(
+        reconstruct_patches, predict=predict, patch=config.patch_size,
+        norm_pix=config.norm_pix_loss, mean=mean, std=std,
+    )  # fmt: skip
+    size = config.image_size
+    return model, size if isinstance(size, int) else size[0], reconstruct
 
 
 def normalization(folder: Path) -> tuple[list[float], list[float]]:
