@@ -6,7 +6,10 @@ import inspect
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
+from itertools import combinations
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from torch import Tensor
 from ..masking import Masking, PatchMask
 from .batch import entry_of, views_of
 from .masking import block_mask, square_patch, token_indices, token_mask
-from .watch import MaskWatch, prefix_tokens
+from .watch import Encoding, prefix_tokens, watching
 
 if TYPE_CHECKING:
     from .wrap import Plugin
@@ -50,18 +53,49 @@ def calls_mask_functions(cls: type) -> bool:
     return not named.isdisjoint(MASK_FUNCTIONS)
 
 
-class Draws:
-    """While it is entered, lightly's mask functions draw for ``batch`` in this thread.
-
-    The first run of each step of a module, until one has passed, also watches what the
-    module's encoders are given.
+@contextmanager
+@_eager
+def drawing(
+    model: LightningModule, plugin: Plugin, step: str, batch: Any, copies: int
+) -> Iterator[None]:
+    """Within, lightly's mask functions draw in this thread; see :class:`Draws`.
 
     Args:
         model: The wrapped module.
         plugin: Its plugin.
-        step: Name of the step, which is run.
-        batch: What it gets.
+        step: Name of the step that is run.
+        batch: What it gets, for whose images masks are drawn.
         copies: How often the batch holds each image.
+    """
+    outer = getattr(_current, "draws", None)
+    if plugin.masking is None:
+        yield
+    elif outer is not None and outer.model is model:  # a step that another one calls
+        before = outer.batch, outer.copies
+        outer.batch, outer.copies = batch, copies
+        try:
+            yield
+        finally:
+            outer.batch, outer.copies = before
+    else:
+        draws = Draws(model, plugin, step, batch, copies)
+        with watching(draws.encoders if draws.is_first else (), draws.check):
+            _exchange(+1)
+            _current.draws = draws
+            try:
+                yield
+            finally:
+                _current.draws = outer  # of another model, whose step calls this one's
+                _exchange(-1)
+        if draws.is_first:
+            draws.conclude()
+
+
+class Draws:
+    """The masks of one step of ``model``, as lightly's mask functions return them.
+
+    The first run of each step of a module, until one has passed, also watches what the
+    module's encoders are given.
 
     Raises:
         RuntimeError: If the step draws no masks, its encoder gets masks from elsewhere, or
@@ -75,48 +109,13 @@ class Draws:
         self.batch, self.copies = batch, copies
         self.name = f"the {step.replace('_', ' ')} of {type(model).__name__}"
         self.encoders = [m for m in model.modules() if isinstance(m, MaskedVisionTransformer)]
+        self.is_first = step not in plugin.checked
         self.drawn: list[tuple[Tensor | None, Tensor]] = []  # images, (B, N) bool
         self.asked: Counter[tuple[int, int]] = Counter()
-        self.outer: Draws | None = None  # of another model, whose step calls this one's
-        self.within: Draws | None = None
-        self.watches: list[MaskWatch] = []
         self.num_seen = 0
 
-    @_eager
-    def __enter__(self) -> Draws:
-        if self.plugin.masking is None:
-            return self
-        outer = getattr(_current, "draws", None)
-        if outer is not None and outer.model is self.model:  # a step that another one calls
-            self.within = outer
-            self._swap(outer)
-            return self
-        self.outer = outer
-        if self.step not in self.plugin.checked:
-            self.watches = [MaskWatch(encoder, self._check) for encoder in self.encoders]
-        _exchange(+1)
-        _current.draws = self
-        return self
-
-    @_eager
-    def __exit__(self, error: type | None, *_: Any) -> None:
-        if self.plugin.masking is None:
-            return
-        if self.within is not None:
-            self._swap(self.within)
-            return
-        _current.draws = self.outer
-        _exchange(-1)
-        for watch in self.watches:
-            watch.remove()
-        if error is None and self.step not in self.plugin.checked:
-            self._conclude()
-
-    def _swap(self, other: Draws) -> None:
-        self.batch, other.batch = other.batch, self.batch
-        self.copies, other.copies = other.copies, self.copies
-
-    def _conclude(self) -> None:
+    def conclude(self) -> None:
+        """Of the first run: all masks were drawn here and looked at."""
         if self.step == "training_step" and torch.is_grad_enabled():
             if not self.drawn:
                 raise RuntimeError(
@@ -134,10 +133,10 @@ class Draws:
             self.plugin.checked.add(self.step)
 
     @torch.compiler.disable
-    def _check(self, images: Tensor, removed: Tensor, *_: Any) -> None:
+    def check(self, seen: Encoding) -> None:
         """Of what an encoder is given: its mask was drawn here, and for these images."""
         self.num_seen += 1
-        # A step may use a part of a mask.
+        removed = seen.removed  # a step may use a part of a mask
         drawn = [of for of, mask in self.drawn if _within(mask, removed) or _within(removed, mask)]
         if not drawn:
             raise RuntimeError(
@@ -148,7 +147,7 @@ class Draws:
         masking = self.plugin.masking
         if not isinstance(masking, Masking) or not masking.depends_on_images:
             return
-        if not any(_same(images, of) for of in drawn):
+        if not any(_same(seen.images, of) for of in drawn):
             raise RuntimeError(
                 f"{self.name} encodes other images than those its masks were drawn for: it changes "
                 "them, as an augmentation does, or takes another view. Say which by "
@@ -177,14 +176,14 @@ class Draws:
         if num_prefix_tokens is None:
             # lightly's function knows of one; encoders of others, or without, go by their own.
             num_prefix_tokens = max(map(prefix_tokens, self.encoders), default=1)
+        patches = length - num_prefix_tokens
         if not isinstance(masking, Masking):
-            given = self._given(number, length - num_prefix_tokens)
-            self._note(None, given)
+            given = self._given(number, patches)
             mask = PatchMask.from_mask(given)
             return token_indices(mask, num_prefix_tokens, device or given.device)
-        images = self._images(number, length - num_prefix_tokens)
+        images = self._images(number, patches)
         once = images[: len(images) // self.copies]
-        keep, removed_ids = token_mask(
+        keep, removed = token_mask(
             once,
             (len(once) * masking.num_masks, length),
             mask_ratio,
@@ -194,10 +193,11 @@ class Draws:
             num_prefix_tokens=num_prefix_tokens,
             grid_size=grid_size,
         )
-        keep, removed_ids = keep[:number], removed_ids[:number]
-        removed = torch.zeros(number, length, dtype=torch.bool, device=keep.device)
-        self._note(images, removed.scatter(1, removed_ids, True)[:, num_prefix_tokens:])
-        return keep, removed_ids
+        keep, removed = keep[:number], removed[:number]
+        if self.is_first:
+            is_removed = removed.new_zeros(number, length).scatter(1, removed, 1).bool()
+            self.drawn.append((images, is_removed[:, num_prefix_tokens:]))
+        return keep, removed
 
     def blocks(
         self,
@@ -212,7 +212,6 @@ class Draws:
         masking = self.plugin.masking
         if not isinstance(masking, Masking):
             given = self._given(size[0], size[1] * size[2])
-            self._note(None, given)
             return given.view(size).to(device or given.device)
         ratio, variation = masking.mask_ratio, self.plugin.mask_ratio_var
         if ratio is None:
@@ -221,7 +220,8 @@ class Draws:
         images = self._images(size[0], size[1] * size[2])
         options: Any = {"masking": masking, "mask_ratio": ratio, "mask_ratio_var": variation}
         mask = block_mask(images, size, batch_mask_ratio, device, **options)
-        self._note(images, mask.flatten(1))
+        if self.is_first:
+            self.drawn.append((images, mask.flatten(1)))
         return mask
 
     def _given(self, number: int, patches: int) -> Tensor:
@@ -235,11 +235,10 @@ class Draws:
                 f"masking={self.plugin.masking!r} must be the masks of {number} images of "
                 f"{patches} patches in the batch, got {getattr(mask, 'shape', type(mask).__name__)}"
             )
-        return mask.flatten(1).bool()
-
-    def _note(self, images: Tensor | None, removed: Tensor) -> None:
-        if self.step not in self.plugin.checked:
-            self.drawn.append((images, removed))
+        removed = mask.flatten(1).bool()
+        if self.is_first:
+            self.drawn.append((None, removed))
+        return removed
 
     def _images(self, number: int, patches: int) -> Tensor:
         """Consecutive views of equal size that hold so many images and patches.
@@ -247,15 +246,14 @@ class Draws:
         The first ones; if the step asks again for as many, the next.
         """
         views = views_of(self.batch, self.plugin.images)
-        runs = []
-        for start, first in enumerate(views):
-            size = 0
-            for stop, view in enumerate(views[start:], start + 1):
-                size += len(view)
-                if size > number or view.shape[1:] != first.shape[1:]:
-                    break
-                if size == number and view.ndim == 4 and square_patch(view, patches):
-                    runs.append(views[start:stop])
+
+        def fits(run: list[Tensor]) -> bool:
+            first = run[0]
+            alike = first.ndim == 4 and all(view.shape[1:] == first.shape[1:] for view in run)
+            return alike and sum(map(len, run)) == number and bool(square_patch(first, patches))
+
+        bounds = combinations(range(len(views) + 1), 2)
+        runs = [run for start, stop in bounds if fits(run := views[start:stop])]
         if not runs:
             raise ValueError(
                 f"masks for {number} images of {patches} patches were asked for, but the batch "

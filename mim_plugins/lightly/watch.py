@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
@@ -12,8 +14,19 @@ from torch import Tensor, nn
 from .._observe import glancing
 
 
+class Encoding(NamedTuple):
+    """What an encoder was given with a mask, and what its watched method returned."""
+
+    encoder: MaskedVisionTransformer
+    images: Tensor  # (B, C, H, W)
+    removed: Tensor  # (B, N) bool, True = removed
+    idx_mask: Tensor | None  # as the encoder was given it
+    idx_keep: Tensor | None
+    tokens: Tensor
+
+
 class MaskWatch:
-    """Stands in for an encoder's ``preprocess`` and reports the masks it is given.
+    """Stands in for a method of an encoder and reports the masks it is given.
 
     lightly hands masks to ``encode``, a method, out of reach of forward hooks; every
     ``encode`` calls ``preprocess``. The stand-in is an attribute of the instance: nothing
@@ -21,18 +34,19 @@ class MaskWatch:
 
     Args:
         encoder: Of lightly.
-        seen: Called with ``images`` ``(B, C, H, W)``, ``removed`` ``(B, N)`` bool (True =
-            removed), and ``idx_mask`` as the encoder was given it (or None), whenever the
-            encoder is given a mask.
+        seen: Called whenever the encoder is given a mask.
+        method: ``"preprocess"`` or ``"encode"``.
     """
 
     def __init__(
-        self, encoder: MaskedVisionTransformer, seen: Callable[[Tensor, Tensor, Any], None]
+        self,
+        encoder: MaskedVisionTransformer,
+        seen: Callable[[Encoding], Any],
+        method: str = "preprocess",
     ) -> None:
-        self.encoder = encoder
-        self.seen = seen
-        self.stock = encoder.preprocess
-        encoder.preprocess = self
+        self.encoder, self.seen, self.method = encoder, seen, method
+        self.before = vars(encoder).get(method)  # None: the class's
+        setattr(encoder, method, self)
 
     def __call__(
         self,
@@ -41,22 +55,39 @@ class MaskWatch:
         idx_keep: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
+        stock = self.before or partial(getattr(type(self.encoder), self.method), self.encoder)
+        tokens = stock(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
         if any(given is not None for given in (idx_mask, idx_keep, mask)):
             removed = removed_patches(self.encoder, len(images), idx_mask, idx_keep, mask)
-            self.seen(images, removed, idx_mask)
-        return self.stock(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
+            self.seen(Encoding(self.encoder, images, removed, idx_mask, idx_keep, tokens))
+        return tokens
 
     def remove(self) -> None:
         """Give the encoder back what was there before; watches may go in any order."""
-        outer = self.encoder.preprocess
+        outer = getattr(self.encoder, self.method)
         if outer is not self:
-            while outer.stock is not self:
-                outer = outer.stock
-            outer.stock = self.stock
-        elif isinstance(self.stock, MaskWatch):
-            self.encoder.preprocess = self.stock
+            while outer.before is not self:
+                outer = outer.before
+            outer.before = self.before
+        elif self.before is None:
+            delattr(self.encoder, self.method)
         else:
-            del self.encoder.preprocess  # the instance's; the class has the stock one
+            setattr(self.encoder, self.method, self.before)
+
+
+@contextmanager
+def watching(
+    encoders: Iterable[MaskedVisionTransformer],
+    seen: Callable[[Encoding], Any],
+    method: str = "preprocess",
+) -> Iterator[None]:
+    """A :class:`MaskWatch` of each encoder."""
+    watches = [MaskWatch(encoder, seen, method) for encoder in encoders]
+    try:
+        yield
+    finally:
+        for watch in watches:
+            watch.remove()
 
 
 def removed_patches(

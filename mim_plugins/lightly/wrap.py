@@ -22,10 +22,10 @@ from ..masking import Masking
 from ..masking.base import agree
 from ..mixing import EraseMask, MixMask, UnMix
 from .batch import Getter, check_getter, repeat_batch
-from .draws import MASK_FUNCTIONS, Draws, calls_mask_functions, find_mask_functions
+from .draws import MASK_FUNCTIONS, calls_mask_functions, drawing, find_mask_functions
 from .mixing.mixing import Mixing
-from .regularizers.regularize import Regularization
-from .watch import encoder_of_whole_images, patch_tokens
+from .regularizers.regularize import add_parameters, add_terms, set_terms
+from .watch import Encoding, encoder_of_whole_images, encoders, patch_tokens, watching
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
@@ -129,7 +129,6 @@ class Plugin:
     mask_ratio_var: float = 0.05
     images: Getter | None = None
     mixing: Mixing | None = None
-    regularization: Regularization | None = None
 
     def __init__(self, model: LightningModule) -> None:
         self.given: dict[str, Any] = {}
@@ -161,7 +160,7 @@ class Plugin:
                 )
         mixing = Mixing(model, both.get("mixing"), both.get("unmix")) if mixed else None
         if "regularizers" in given:
-            self.regularization = Regularization(model, given["regularizers"])
+            set_terms(model, given["regularizers"])
         self.mixing, self.given = mixing, both
         for name in ("masking", "images", "mask_ratio_var"):
             setattr(self, name, both.get(name, getattr(self, name)))
@@ -195,19 +194,19 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
 
     @_eager
     def masked(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        with Draws(model, plugin, name, batch, copies):
+        with drawing(model, plugin, name, batch, copies):
             return stock(model, batch, *args, **kwargs)
 
     @_eager
     def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        assert plugin.regularization is not None
-        with plugin.regularization.recording(model) as record:
+        record: list[Encoding] = []
+        with watching(encoders(model), record.append, "encode"):
             output = masked(batch, *args, **kwargs)
-        return plugin.regularization.add_terms(model, output, record, copies)
+        return add_terms(model, output, record, copies)
 
     if not training:
         return masked(batch, *rest, **kwargs)
-    first = masked if plugin.regularization is None else regularized
+    first = regularized if "regularizers" in plugin.given else masked
     if plugin.mixing is None:
         return first(batch, *rest, **kwargs)
     runs = chain([first], repeat(masked))  # terms once, not on the mixed views
@@ -218,8 +217,8 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
 
 def _configure_optimizers(model: Any, plugin: Plugin, name: str) -> Any:
     configured = type(model).configure_optimizers(model)
-    if plugin.regularization is not None:
-        plugin.regularization.add_parameters(model, configured)
+    if "regularizers" in plugin.given:
+        add_parameters(model, configured)
     return configured
 
 

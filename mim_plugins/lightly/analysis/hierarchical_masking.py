@@ -12,7 +12,7 @@ from ..._check import check_int, check_statistics
 from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
 from ...analysis.pixels import grid_of
-from ..watch import MaskWatch, encoders
+from ..watch import Encoding, MaskWatch, encoders
 from .callback import MonitorCallback
 from .reconstruction import can_reconstruct, reconstruct
 
@@ -76,9 +76,9 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         if trainer.is_global_zero and not self.observed.is_full:
             self._watches = [MaskWatch(encoder, self._see) for encoder in encoders(pl_module)]
 
-    def _see(self, images: Tensor, removed: Tensor, idx_mask: Tensor | None) -> None:
-        grid = grid_of(removed.shape[1], *images.shape[2:])
-        self.observed.add(removed.view(len(removed), *grid), images)
+    def _see(self, seen: Encoding) -> None:
+        grid = grid_of(seen.removed.shape[1], *seen.images.shape[2:])
+        self.observed.add(seen.removed.view(-1, *grid), seen.images)
 
     def on_train_batch_end(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from ..._check import check_int, check_statistics
 from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
 from ...analysis.pixels import grid_of, patchify, unpatchify
-from ..watch import MaskWatch, encoders, prefix_tokens
+from ..watch import Encoding, MaskWatch, encoders, prefix_tokens
 from .callback import log_folder, pixels
 
 
@@ -136,7 +135,7 @@ class _StepWatch:
         self.undo: list[Any] = []
         for part in module.modules():
             if isinstance(part, MaskedVisionTransformer):
-                self.undo.append(MaskWatch(part, partial(self._see_masks, part)).remove)
+                self.undo.append(MaskWatch(part, self._see_masks).remove)
             elif isinstance(part, MaskedVisionTransformerDecoder):
                 handle = part.register_forward_pre_hook(self._see_decoder, with_kwargs=True)
                 self.undo.append(handle.remove)
@@ -145,12 +144,8 @@ class _StepWatch:
             handle = criterion.register_forward_pre_hook(self._see_criterion)
             self.undo.append(handle.remove)
 
-    def _see_masks(
-        self, encoder: nn.Module, images: Tensor, removed: Tensor, idx_mask: Tensor | None
-    ) -> None:
-        if "images" not in self.seen:
-            self.seen |= {"images": images, "removed": removed, "idx_mask": idx_mask}
-            self.seen["prefix"] = prefix_tokens(encoder)
+    def _see_masks(self, seen: Encoding) -> None:
+        self.seen.setdefault("encoding", seen)
 
     def _see_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         self.seen.setdefault("predicted_idx", kwargs.get("idx_mask"))
@@ -165,9 +160,9 @@ class _StepWatch:
         """Stop watching, and draw: ``(height, width, 3)`` uint8 on the CPU."""
         for undo in self.undo:
             undo()
-        if "images" not in self.seen:
+        if "encoding" not in self.seen:
             raise RuntimeError("MaskVisualization saw no masked images in the training step")
-        images, removed = self.seen["images"], self.seen["removed"]
+        images, removed = self.seen["encoding"].images, self.seen["encoding"].removed
         grid = grid_of(removed.shape[1], *images.shape[2:])
         predicted = _reconstruction(self.seen, grid)
         return mask_mosaic(
@@ -179,15 +174,15 @@ class _StepWatch:
 
 def _reconstruction(seen: dict[str, Any], grid: tuple[int, int]) -> Tensor | None:
     """The images with predicted patches, if what is predicted are the images' patches."""
-    index = seen["idx_mask"] if seen["idx_mask"] is not None else seen.get("predicted_idx")
+    encoder, images, _, index, *_ = seen["encoding"]
+    index = seen.get("predicted_idx") if index is None else index
     pair = seen.get("criterion", ())
     if index is None or len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
         return None
     predicted, target = pair
-    images = seen["images"]
     patch = images.shape[2] // grid[0]
     patches = patchify(images, patch)
-    where = index - seen["prefix"]
+    where = index - prefix_tokens(encoder)
     if predicted.shape != target.shape or target.shape != (*where.shape, patches.shape[2]):
         return None
     if not torch.allclose(utils.get_at_index(patches, where), target.to(patches.dtype)):

@@ -14,12 +14,7 @@ from torch import Tensor, nn
 from ..._check import check_int
 from ...analysis.pixels import patchify
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
-from ..watch import MaskWatch, encoders, prefix_tokens
-
-ERRORS = {
-    nn.MSELoss: lambda prediction, target: (prediction - target).square(),
-    nn.L1Loss: lambda prediction, target: (prediction - target).abs(),
-}
+from ..watch import Encoding, MaskWatch, encoders, prefix_tokens
 
 
 class BoundaryCriterion(nn.Module):
@@ -54,7 +49,7 @@ class BoundaryCriterion(nn.Module):
         super().__init__()
         check_boundary(width_px, boundary_weight)
         criterion: Any = getattr(model, "criterion", None)
-        if type(criterion) not in ERRORS or criterion.reduction != "mean":
+        if type(criterion) not in (nn.MSELoss, nn.L1Loss) or criterion.reduction != "mean":
             raise TypeError(
                 "model.criterion must be MSELoss() or L1Loss(), whose errors can be weighted "
                 f"pixel by pixel, got {criterion!r}"
@@ -76,8 +71,12 @@ class BoundaryCriterion(nn.Module):
             if isinstance(module, MaskedVisionTransformerDecoder):
                 module.register_forward_pre_hook(self._decoder_saw, with_kwargs=True)
 
-    def _encoder_saw(self, images: Tensor, removed: Tensor, idx_mask: Any) -> None:
-        self._step = {"size": images.shape[2:], "removed": removed, "idx_mask": idx_mask}
+    def _encoder_saw(self, seen: Encoding) -> None:
+        self._step = {
+            "size": seen.images.shape[2:],
+            "removed": seen.removed,
+            "idx_mask": seen.idx_mask,
+        }
 
     def _decoder_saw(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         idx_mask = kwargs.get("idx_mask", args[1] if len(args) > 1 else None)
@@ -106,7 +105,7 @@ class BoundaryCriterion(nn.Module):
         )
         weights = patchify(weights[:, None], side)  # (B, N, p * p), and of these the masked ones
         weights = utils.get_at_index(weights, step["idx_mask"] - self._prefix)[..., None]
-        error = ERRORS[type(self.stock)](prediction.float(), target.float())
+        error = type(self.stock)(reduction="none")(prediction.float(), target.float())
         return weighted_mean(error.unflatten(2, (side * side, self.channels)), weights)
 
     def extra_repr(self) -> str:

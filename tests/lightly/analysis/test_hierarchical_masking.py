@@ -1,6 +1,7 @@
 """The analyzer as a Lightning callback on modules of lightly's shape."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,13 @@ def test_watches_may_be_removed_in_any_order() -> None:
             encoder.encode(images, idx_keep=idx_keep)
             assert [len(each) for each in calls] == [number in left for number in range(3)]
         assert "preprocess" not in vars(encoder)
+
+
+def test_a_watch_gives_back_what_was_there() -> None:
+    """The user's own method of the instance, not the class's."""
+    encoder = MAE().backbone
+    own = encoder.preprocess = partial(type(encoder).preprocess, encoder)
+    first, second = (MaskWatch(encoder, print) for _ in range(2))
+    first.remove()
+    second.remove()
+    assert encoder.preprocess is own
