@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -37,6 +37,22 @@ def preserve_rng(seed: int | None = None) -> Iterator[None]:
         random.setstate(state)
         if np:
             np.random.set_state(numpy_state)
+
+
+@contextmanager
+def exchanged(holder: dict[str, Any], others: Mapping[str, Any]) -> Iterator[None]:
+    """Entries of a dict, such as an object's attributes, are ``others``, and on leaving as before.
+
+    The order of the entries stays.
+    """
+    before = {key: holder[key] for key in others if key in holder}
+    holder.update(others)
+    try:
+        yield
+    finally:
+        holder.update(before)
+        for key in others.keys() - before.keys():
+            holder.pop(key, None)
 
 
 @contextmanager

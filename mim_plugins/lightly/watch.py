@@ -56,7 +56,7 @@ class MaskWatch:
         mask: Tensor | None = None,
     ) -> Tensor:
         stock = self.before or partial(getattr(type(self.encoder), self.method), self.encoder)
-        tokens = stock(images=images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
+        tokens = stock(images, idx_mask=idx_mask, idx_keep=idx_keep, mask=mask)
         if any(given is not None for given in (idx_mask, idx_keep, mask)):
             removed = removed_patches(self.encoder, len(images), idx_mask, idx_keep, mask)
             self.seen(Encoding(self.encoder, images, removed, idx_mask, idx_keep, tokens))

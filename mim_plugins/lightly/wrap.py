@@ -125,10 +125,10 @@ class Plugin:
     The module has its steps as attributes, which call those of its class.
     """
 
-    masking: Masking | Getter | None = None
-    mask_ratio_var: float = 0.05
-    images: Getter | None = None
-    mixing: Mixing | None = None
+    masking: Masking | Getter | None
+    mask_ratio_var: float
+    images: Getter | None
+    mixing: Mixing | None
 
     def __init__(self, model: LightningModule) -> None:
         self.given: dict[str, Any] = {}
@@ -148,24 +148,20 @@ class Plugin:
         for name in given.keys() & self.given.keys():
             raise ValueError(f"model is wrapped already, with {name}={self.given[name]}")
         both = self.given | given
-        check_getter("images", both.get("images"))
-        check_weight("mask_ratio_var", both.get("mask_ratio_var", 0.05))
+        images = check_getter("images", both.get("images"))
+        variation = check_weight("mask_ratio_var", both.get("mask_ratio_var", 0.05))
         masking, mixed = both.get("masking"), both.keys() & {"mixing", "unmix"}
-        if masking is not None:
-            _check_masking(model, masking)
-            if mixed and num_masks(masking) > 1:
-                raise ValueError(
-                    f"mixing and unmix compare each image with all others, so that {masking} with "
-                    "several masks per image cannot stand beside them"
-                )
+        suited = masking if masking is None else _of_model(masking, model)
+        if mixed and getattr(masking, "num_masks", 1) > 1:
+            raise ValueError(
+                f"mixing and unmix compare each image with all others, so that {masking} with "
+                "several masks per image cannot stand beside them"
+            )
         mixing = Mixing(model, both.get("mixing"), both.get("unmix")) if mixed else None
         if "regularizers" in given:
             set_terms(model, given["regularizers"])
-        self.mixing, self.given = mixing, both
-        for name in ("masking", "images", "mask_ratio_var"):
-            setattr(self, name, both.get(name, getattr(self, name)))
-        if isinstance(masking, Masking):
-            self.masking = masking.with_encoder(partial(patch_tokens, model))
+        self.given, self.masking, self.mixing = both, suited, mixing
+        self.images, self.mask_ratio_var = images, variation
         find_mask_functions.cache_clear()
         model._mim_plugin = self
         for name in self.names:
@@ -188,7 +184,7 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
     stock = getattr(type(model), name)
     training = name == "training_step" and torch.is_grad_enabled()  # not of a validation step
     batch, *rest = args if args else (kwargs.pop("batch"),)
-    copies = num_masks(plugin.masking) if training else 1
+    copies = getattr(plugin.masking, "num_masks", 1) if training else 1
     if copies > 1:
         batch = repeat_batch(batch, copies)
 
@@ -227,17 +223,15 @@ def _extra_repr(model: Any, plugin: Plugin, name: str) -> str:
     return f"{stock}{', ' if stock else ''}mim_plugins: {plugin}"
 
 
-def num_masks(masking: Masking | Getter | None) -> int:
-    """Per image; one if masks are given with the data."""
-    return masking.num_masks if isinstance(masking, Masking) else 1
-
-
-def _check_masking(model: LightningModule, masking: Masking | Getter) -> None:
+def _of_model(masking: Masking | Getter, model: LightningModule) -> Masking | Getter:
+    """``masking``, which may compare patches by the tokens of ``model``, if it suits it."""
+    suited = masking
     if isinstance(masking, Masking):
         for name in ("mask_ratio", "patch_size"):
             agree(name, getattr(masking, name), getattr(model, name, None))
-        if masking.with_encoder(partial(patch_tokens, model)) is not masking:
-            encoder_of_whole_images(model)
+        suited = masking.with_encoder(partial(patch_tokens, model))
+        if suited is not masking:
+            encoder_of_whole_images(model)  # fails here rather than in the first step
     elif not isinstance(masking, (str, int)) and not callable(masking):
         raise TypeError(
             "masking must be a mim_plugins.masking.Masking, or a key, an index or a function of "
@@ -248,3 +242,4 @@ def _check_masking(model: LightningModule, masking: Masking | Getter) -> None:
             f"{type(model).__name__} calls none of {', '.join(MASK_FUNCTIONS)} of "
             "lightly.models.utils in any of its methods"
         )
+    return suited

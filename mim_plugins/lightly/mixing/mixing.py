@@ -105,9 +105,6 @@ class Mixing:
                 "training step with MixMask and MixMaskLoss"
             )
 
-    def __repr__(self) -> str:
-        return str(list(self.mixers))
-
     def step(
         self, model: LightningModule, stock_step: Any, batch: Any, *args: Any, **kw: Any
     ) -> Any:
@@ -128,8 +125,6 @@ class Mixing:
             ValueError: If the views differ in shape.
             RuntimeError: If the step cannot be repeated without repeating its effects.
         """
-        if not torch.is_grad_enabled():  # of a validation step
-            return stock_step(batch, *args, **kw)
         views = find_views(batch)
         if is_single(views[0]):
             return stock_step(batch, *args, **kw)

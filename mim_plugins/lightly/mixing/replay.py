@@ -12,9 +12,8 @@ further pass.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..._observe import exchanged
 from ...mixing import Mix
 from ...mixing.loss import Criterion, check_scalar, mixture
 from ...mixing.state import State
@@ -179,30 +179,25 @@ class Record:
             return self.calls[len(queries) - 1].loss
 
         criterion: Any = self.model.criterion
-        stand_ins: dict[nn.Module | None, _StandIn] = {
-            module: _StandIn(partial(_next, iter(outputs)), module)
-            for module, outputs in self.keys.items()
-        }
+        stand_ins: dict[Any, nn.Module] = {}
+        for module, outputs in self.keys.items():
+            noted = iter(outputs)
+            stand_ins[module] = _StandIn(lambda *_, noted=noted, **__: next(noted), module)
         stand_ins[criterion] = _StandIn(compared, criterion)
-        places: list[tuple[dict[str, Any], str, Any]] = []
-        for parent in self.model.modules():
-            for name, child in parent._modules.items():
-                if child in stand_ins:
-                    places.append((parent._modules, name, child))
-        try:
-            for holder, name, child in places:
-                holder[name] = stand_ins[child]
+        with ExitStack() as stack:
             for parent in list(self.model.modules()):
-                for name, parameter in parent._parameters.items():
-                    if parameter is not None and not parameter.requires_grad:
-                        places.append((parent._parameters, name, parameter))
-                        # What a step writes to, as a moving average may, is lost.
-                        other = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-                        parent._parameters[name] = other
+                children = parent._modules
+                others = {name: stand_ins[m] for name, m in children.items() if m in stand_ins}
+                stack.enter_context(exchanged(children, others))
+            for parent in list(self.model.modules()):
+                # What a step writes to a frozen parameter, as a moving average may, is lost.
+                clones = {
+                    name: nn.Parameter(p.detach().clone(), requires_grad=False)
+                    for name, p in parent._parameters.items()
+                    if p is not None and not p.requires_grad
+                }
+                stack.enter_context(exchanged(parent._parameters, clones))
             yield queries
-        finally:
-            for holder, name, value in places:
-                holder[name] = value
 
 
 class _End(Exception):
@@ -212,21 +207,17 @@ class _End(Exception):
 @contextmanager
 def _silenced(model: LightningModule) -> Iterator[None]:
     """Log nothing: neither by the module nor by the trainer's loggers."""
-    names = ("log", "log_dict")
-    own = {name: vars(model)[name] for name in names if name in vars(model)}
+    ignore = dict.fromkeys(("log", "log_dict"), lambda *args, **kwargs: None)
     trainer: Any = model._trainer
     loggers = getattr(trainer, "loggers", [])
-    try:
-        vars(model).update(dict.fromkeys(names, _ignore))
-        if loggers:
-            trainer.loggers = [DummyLogger() for _ in loggers]
-        yield
-    finally:
-        if loggers:
-            trainer.loggers = loggers
-        for name in names:
-            del vars(model)[name]
-        vars(model).update(own)
+    with exchanged(vars(model), ignore):
+        try:
+            if loggers:
+                trainer.loggers = [DummyLogger() for _ in loggers]
+            yield
+        finally:
+            if loggers:
+                trainer.loggers = loggers
 
 
 def _callable_modules(model: nn.Module) -> Iterator[nn.Module]:
@@ -295,11 +286,3 @@ class _StandIn(nn.Module):
                 "mix in the step itself with MixMask and MixMaskLoss"
             )
         return value
-
-
-def _next(outputs: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-    return next(outputs)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    pass
