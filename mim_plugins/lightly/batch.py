@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,7 +80,14 @@ def repeat_batch(batch: Any, times: int) -> Any:
     if isinstance(batch, Tensor):
         return batch.repeat(times, *[1] * (batch.ndim - 1)) if batch.ndim else batch
     if isinstance(batch, Mapping):
-        return type(batch)({key: repeat_batch(part, times) for key, part in batch.items()})  # type: ignore[call-arg]
+        entries = {key: repeat_batch(part, times) for key, part in batch.items()}
+        if isinstance(batch, defaultdict):
+            return defaultdict(batch.default_factory, entries)
+        return type(batch)(entries)  # type: ignore[call-arg]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        fields = [field.name for field in dataclasses.fields(batch) if field.init]
+        changes = {name: repeat_batch(getattr(batch, name), times) for name in fields}
+        return dataclasses.replace(batch, **changes)
     if isinstance(batch, (list, tuple)):
         if not any(isinstance(part, (Tensor, Mapping, list, tuple)) for part in batch):
             return type(batch)(batch * times)

@@ -99,7 +99,8 @@ class Draws:
 
     Raises:
         RuntimeError: If the step draws no masks, its encoder gets masks from elsewhere, or
-            encodes other images than those that the masks were drawn for.
+            encodes other images than those that the masks were drawn for; or the batch could
+            not be repeated for several masks of each image.
     """
 
     def __init__(
@@ -183,6 +184,12 @@ class Draws:
             return token_indices(mask, num_prefix_tokens, device or given.device)
         images = self._images(number, patches)
         once = images[: len(images) // self.copies]
+        if self.is_first and not torch.equal(images, once.repeat(self.copies, 1, 1, 1)):
+            raise RuntimeError(
+                f"{self.name} needs its images {self.copies} times, for as many masks of each: "
+                "wrap() repeats tensors, lists, tuples, dicts and dataclasses, and the batch is "
+                f"of {type(self.batch).__name__}"
+            )
         keep, removed = token_mask(
             once,
             (len(once) * masking.num_masks, length),

@@ -111,6 +111,9 @@ class MemoryBankCheckpoint(Callback):
     in its queue. Here it lies beside the ``state_dict``, under ``memory_banks``, which stays
     as it is. A checkpoint without it, of a run without this callback, leaves the queue as it
     is.
+
+    Raises:
+        ValueError: On resuming, if a queue has another size than in the checkpoint.
     """
 
     def on_save_checkpoint(
@@ -128,7 +131,12 @@ class MemoryBankCheckpoint(Callback):
         saved = checkpoint.get("memory_banks", {})
         for name, bank in _banks(pl_module):
             if name in saved:
-                device = bank.bank.device
+                device, size = bank.bank.device, tuple(saved[name][0].shape)
+                if size != bank.bank.shape:
+                    raise ValueError(
+                        f"memory bank {name} must have the size {size} that it has in the "
+                        f"checkpoint, got {tuple(bank.bank.shape)}"
+                    )
                 bank.bank, bank.bank_ptr = (value.to(device) for value in saved[name])
 
 

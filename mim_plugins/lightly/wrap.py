@@ -91,8 +91,8 @@ def wrap(
             mask functions (``masking``), has no encoder of lightly's (``regularizers``), or no
             module named ``criterion`` (``mixing``, ``unmix``).
         ValueError: If the same is given twice, ``model`` has another mask ratio or patch size
-            than ``masking`` itself, optimizes manually (``mixing``, ``unmix``), has steps
-            beside those of its class, or nothing is to be added to it.
+            than ``masking`` itself, optimizes manually (``regularizers``, ``mixing``,
+            ``unmix``), has steps beside those of its class, or nothing is to be added to it.
 
     Example:
         >>> model = wrap(MAE(), masking=DPPMasking(tau=0.5))  # doctest: +SKIP

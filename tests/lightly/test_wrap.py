@@ -2,9 +2,11 @@
 
 import collections
 import copy
+import dataclasses
 import functools
 import pickle
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,12 @@ X, Y = torch.rand(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 Photo = collections.namedtuple("Photo", "label image")
 
 
+@dataclasses.dataclass
+class Sample:
+    image: torch.Tensor
+    names: list[str]
+
+
 @pytest.mark.parametrize(
     ("get", "batch"),
     [
@@ -185,7 +193,9 @@ def test_masks_belong_to_the_images_that_are_encoded(get: Any, batch: Any) -> No
         (lambda batch: batch[0], (X, 1, {"names": ["a"] * 4}), None),
         (lambda batch: batch["image"], {"image": X, "label": [0] * 4}, None),
         (lambda batch: batch["photo"], {"photo": X}, "photo"),
+        (lambda batch: batch["image"], collections.defaultdict(list, image=X), None),
         (lambda batch: batch.image, Photo(0, X), "image"),
+        (lambda batch: batch.image, Sample(X, ["a"] * 4), lambda batch: batch.image),
         (lambda batch: batch[0][1], ([Y, X], None), lambda batch: batch[0][1]),
         (lambda batch: batch[0][0].clone(), ([X, Y[:, :, ::2, ::2]],), None),
         (lambda batch: batch[0].flip(3), (Y,), lambda batch: X),
@@ -193,7 +203,7 @@ def test_masks_belong_to_the_images_that_are_encoded(get: Any, batch: Any) -> No
 )
 @pytest.mark.parametrize("num_masks", [1, 4])
 def test_batches_as_people_have_them(get: Any, batch: Any, images: Any, num_masks: int) -> None:
-    if callable(images) and isinstance(images(batch), torch.Tensor) and batch[0] is Y:
+    if callable(images) and isinstance(batch, tuple) and batch[0] is Y:
         batch = (X.flip(3),)  # the getter may repeat what the step does
         images = lambda batch: batch[0].flip(3)  # noqa: E731
     masking: Masking = DPPMasking(tau=0.0)
@@ -208,6 +218,15 @@ def test_batches_as_people_have_them(get: Any, batch: Any, images: Any, num_mask
     assert torch.equal(model.seen[0][:, 1:] - 1, expected.ids_keep)
     for name in ("validation_step", "test_step"):
         assert name not in vars(model)
+
+
+def test_a_batch_that_cannot_be_repeated_is_no_secret() -> None:
+    """Several masks of each image need it as often: masks of others would be its."""
+    masking = ComplementaryMasking(4)
+    get = lambda batch: batch.image  # noqa: E731
+    model = quiet(wrap(Augmented(get), masking=masking, images=get))
+    with pytest.raises(RuntimeError, match="needs its images 4 times, .* of SimpleNamespace"):
+        model.training_step(types.SimpleNamespace(image=X), 0)
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (4, 8, 8)])

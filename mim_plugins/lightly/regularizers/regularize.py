@@ -14,9 +14,20 @@ from ..watch import Encoding, encoders, final_norm, has_class_token, prefix_toke
 
 
 def set_terms(model: LightningModule, regularizers: Sequence[nn.Module]) -> None:
-    """Make them ``model.regularizers``, so that they are moved, saved and resumed with it."""
+    """Make them ``model.regularizers``, so that they are moved, saved and resumed with it.
+
+    Raises:
+        TypeError: If ``model`` has no encoder of lightly's, or one of them is no term.
+        ValueError: If they do not fit each other or the encoder, or ``model`` has some already
+            or optimizes manually.
+    """
     found = encoders(model)  # fails here rather than in the first step
     terms = named_terms(regularizers, class_token=all(map(has_class_token, found)))
+    if not model.automatic_optimization:
+        raise ValueError(
+            f"{type(model).__name__} optimizes manually: its loss is out of reach; call the "
+            "regularizers in its training step"
+        )
     if hasattr(model, "regularizers"):
         raise ValueError(f"{type(model).__name__} has an attribute regularizers already")
     model.regularizers = terms
@@ -31,8 +42,8 @@ def add_terms(model: Any, output: Any, record: list[Encoding], num_masks: int) -
         record: The encodings of masked images in this step.
         num_masks: Per image.
     """
-    if not any(term.weight for term in model.regularizers.values()):
-        return output
+    if output is None or not any(term.weight for term in model.regularizers.values()):
+        return output  # without a loss the step skips this batch
     record = [each for each in record if each.tokens.requires_grad]
     if len(record) != 1:
         raise RuntimeError(

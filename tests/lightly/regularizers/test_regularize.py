@@ -276,6 +276,18 @@ def test_several_masks_per_image_and_a_term_of_them() -> None:
     assert torch.allclose(logged["loss_uniformity"], cosine.square().mean(), atol=1e-6)
 
 
+def test_a_skipped_batch_stays_skipped() -> None:
+    """As Lightning has it, by a training step that returns None."""
+
+    class Skipping(MAE):
+        def training_step(self, batch: tuple, batch_idx: int) -> None:
+            super().training_step(batch, batch_idx)
+
+    model = wrap(Skipping(), regularizers=[UniformityLoss()])
+    quiet(model)
+    assert model.training_step(next(iter(loader())), 0) is None
+
+
 def test_copy_and_pickle_keep_the_terms() -> None:
     model = wrap(make(), regularizers=[UniformityLoss(0.5)])
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -291,6 +303,10 @@ def test_rejects() -> None:
         wrap(make(), regularizers=[UniformityLoss(), UniformityLoss()])
     with pytest.raises(TypeError, match="regularizers must be modules with a weight, got 0.5"):
         wrap(make(), regularizers=[0.5])
+    model = make()
+    model.automatic_optimization = False
+    with pytest.raises(ValueError, match="MAE optimizes manually: its loss is out of reach"):
+        wrap(model, regularizers=[UniformityLoss()])
     model = wrap(Unencoded(), regularizers=[UniformityLoss()])
     with pytest.raises(RuntimeError, match="one encoding of masked images in each .* got 0"):
         model.training_step(next(iter(loader())), 0)
