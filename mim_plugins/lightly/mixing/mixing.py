@@ -164,13 +164,9 @@ class Mixing:
 
 def find_views(batch: Any) -> list[Tensor]:
     """The floating ``(B, C, H, W)`` tensors of a batch, in order; TypeError if there are none."""
-    views: list[Tensor] = []
-
-    def note(tensor: Tensor) -> None:
-        if tensor.ndim == 4 and tensor.is_floating_point():
-            views.append(tensor)
-
-    apply_to_collection(batch, Tensor, note)
+    tensors: list[Tensor] = []
+    apply_to_collection(batch, Tensor, tensors.append)
+    views = [each for each in tensors if each.ndim == 4 and each.is_floating_point()]
     if not views:
         raise TypeError(
             f"batch must hold views (B, C, H, W) of images to mix, got {type(batch).__name__}"

@@ -223,13 +223,9 @@ def _silenced(model: LightningModule) -> Iterator[None]:
 def _callable_modules(model: nn.Module) -> Iterator[nn.Module]:
     """``model`` and its modules, but for those within a compiled one, which runs as a whole."""
     yield model
-    if not _is_compiled(model):
-        for child in model.children():
-            yield from _callable_modules(child)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    is_compiled = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    for child in () if is_compiled else model.children():
+        yield from _callable_modules(child)
 
 
 def _is_key(module: nn.Module) -> bool:
