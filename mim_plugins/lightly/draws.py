@@ -184,7 +184,8 @@ class Draws:
             return token_indices(mask, num_prefix_tokens, device or given.device)
         images = self._images(number, patches)
         once = images[: len(images) // self.copies]
-        if self.is_first and not torch.equal(images, once.repeat(self.copies, 1, 1, 1)):
+        repeats = self.is_first and self.copies > 1
+        if repeats and not torch.equal(images, once.repeat(self.copies, 1, 1, 1)):
             raise RuntimeError(
                 f"{self.name} needs its images {self.copies} times, for as many masks of each: "
                 "wrap() repeats tensors, lists, tuples, dicts and dataclasses, and the batch is "
@@ -259,8 +260,8 @@ class Draws:
             alike = first.ndim == 4 and all(view.shape[1:] == first.shape[1:] for view in run)
             return alike and sum(map(len, run)) == number and bool(square_patch(first, patches))
 
-        bounds = combinations(range(len(views) + 1), 2)
-        runs = [run for start, stop in bounds if fits(run := views[start:stop])]
+        every = (views[start:stop] for start, stop in combinations(range(len(views) + 1), 2))
+        runs = [run for run in every if fits(run)]
         if not runs:
             raise ValueError(
                 f"masks for {number} images of {patches} patches were asked for, but the batch "

@@ -196,8 +196,7 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
     @_eager
     def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:
         record: list[Encoding] = []
-        # Not record.append alone, where torch.compile would break the graph.
-        with watching(encoders(model), lambda seen: record.append(seen), "encode"):
+        with watching(encoders(model), record.append, "encode"):
             output = masked(batch, *args, **kwargs)
         return add_terms(model, output, record, copies)
 
