@@ -26,6 +26,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import FUNCTIONS, OPTIM_WRAPPERS
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.utils import package_utils
 from mmengine.utils.dl_utils import misc
 
 from .safe_load import mmengine_checkpoints
@@ -33,13 +34,15 @@ from .safe_load import mmengine_checkpoints
 SWITCH = "MIM_PLUGINS_NO_REMEDIES"
 
 
-class Remedy(NamedTuple):
+class Remedy:
     """One fault of upstream: what it is, whether it is there, how it is mended."""
 
     name: str
     description: str
-    is_broken: Callable[[], bool]
-    mend: Callable[[], None] | None  # None: it cannot be mended from here
+    mend: Callable[[], None] | None = None  # it cannot be mended from here
+
+    def is_broken(self) -> bool:
+        raise NotImplementedError
 
 
 class Status(NamedTuple):
@@ -48,84 +51,80 @@ class Status(NamedTuple):
     description: str
 
 
-# -- pkg_resources: read before any plugin is imported, so it can only be reported ---------
-
-
-def _pkg_resources_is_missing() -> bool:
-    from mmengine.utils import package_utils
-
-    needed = "pkg_resources" in inspect.getsource(package_utils)
-    return needed and find_spec("pkg_resources") is None
-
-
-# -- find_loader ---------------------------------------------------------------------------
-
-
-def _find_loader_is_gone() -> bool:
+def _fails(error: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> bool:
     try:
-        misc.mmcv_full_available()
-        ext_loader.check_ops_exist()
-    except AttributeError:
+        function(*args, **kwargs)
+    except error:
         return True
     return False
 
 
-def _mend_find_loader() -> None:
-    # All that the two modules take from pkgutil; they only ask whether it is None.
-    misc.pkgutil = ext_loader.pkgutil = SimpleNamespace(find_loader=find_spec)
+class PkgResources(Remedy):  # read before any plugin is imported, so it can only be reported
+    name = "pkg_resources"
+    description = "'mmpretrain::' bases need pkg_resources: pip install 'setuptools<82'"
+
+    def is_broken(self) -> bool:
+        needed = "pkg_resources" in inspect.getsource(package_utils)
+        return needed and find_spec("pkg_resources") is None
 
 
-# -- collate_scope -------------------------------------------------------------------------
+class FindLoader(Remedy):
+    name = "find_loader"
+    description = "mmengine's Runner asks pkgutil.find_loader, which Python 3.14 has no more"
+
+    def is_broken(self) -> bool:
+        ask = (misc.mmcv_full_available, ext_loader.check_ops_exist)
+        return any(_fails(AttributeError, function) for function in ask)
+
+    def mend(self) -> None:
+        # All that the two modules take from pkgutil; they only ask whether it is None.
+        misc.pkgutil = ext_loader.pkgutil = SimpleNamespace(find_loader=find_spec)
 
 
 def _collate_with_scope(batch: Any, _collate: Callable, _scope_: str = "", **kwargs: Any) -> Any:
     return _collate(batch, **kwargs)
 
 
-def _collate_rejects_scope() -> bool:
-    collate = FUNCTIONS.get("default_collate")
-    rejects = "_scope_" not in inspect.signature(collate).parameters
-    return rejects and "_scope_" not in inspect.getsource(Runner.build_dataloader)
+class CollateScope(Remedy):
+    name = "collate_scope"
+    description = "'mmpretrain::' bases pass _scope_ to collate functions, which reject it"
+
+    def is_broken(self) -> bool:
+        collate = FUNCTIONS.get("default_collate")
+        rejects = "_scope_" not in inspect.signature(collate).parameters
+        return rejects and "_scope_" not in inspect.getsource(Runner.build_dataloader)
+
+    def mend(self) -> None:
+        for name in ("default_collate", "pseudo_collate"):
+            collate = partial(_collate_with_scope, _collate=FUNCTIONS.get(name))
+            FUNCTIONS.register_module(name=name, module=collate, force=True)
 
 
-def _mend_collate() -> None:
-    for name in ("default_collate", "pseudo_collate"):
-        collate = partial(_collate_with_scope, _collate=FUNCTIONS.get(name))
-        FUNCTIONS.register_module(name=name, module=collate, force=True)
+class SafeLoad(Remedy):
+    name = "safe_load"
+    description = "mmengine cannot load its own checkpoints (--resume, tools/test.py, Pretrained)"
 
+    def is_broken(self) -> bool:
+        with TemporaryDirectory() as folder:
+            path = os.path.join(folder, "history.pth")
+            torch.save(HistoryBuffer([1.0], [1]), path)
+            return _fails(Exception, CheckpointLoader.load_checkpoint, path, "cpu", logger="silent")
 
-# -- safe_load -----------------------------------------------------------------------------
+    def mend(self) -> None:
+        stock_getstate = HistoryBuffer.__getstate__
+        stock_load = CheckpointLoader.load_checkpoint
 
+        def __getstate__(self: HistoryBuffer) -> dict:
+            # The methods are those of the class; pickled, each is a getattr on load.
+            return {**stock_getstate(self), "statistics_methods": {}}
 
-def _safe_load_refuses_history() -> bool:
-    with TemporaryDirectory() as folder:
-        path = os.path.join(folder, "history.pth")
-        torch.save(HistoryBuffer([1.0], [1]), path)
-        try:
-            CheckpointLoader.load_checkpoint(path, "cpu", logger="silent")
-        except Exception:
-            return True
-    return False
+        @wraps(stock_load)
+        def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            with mmengine_checkpoints():
+                return stock_load(*args, **kwargs)
 
-
-def _mend_safe_load() -> None:
-    stock_getstate = HistoryBuffer.__getstate__
-    stock_load = CheckpointLoader.load_checkpoint
-
-    def __getstate__(self: HistoryBuffer) -> dict:
-        # The methods are those of the class; pickled, each is a getattr on load.
-        return {**stock_getstate(self), "statistics_methods": {}}
-
-    @wraps(stock_load)
-    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
-        with mmengine_checkpoints():
-            return stock_load(*args, **kwargs)
-
-    HistoryBuffer.__getstate__ = __getstate__
-    CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
-
-
-# -- adjust_hue ----------------------------------------------------------------------------
+        HistoryBuffer.__getstate__ = __getstate__
+        CheckpointLoader.load_checkpoint = staticmethod(load_checkpoint)
 
 
 class _CyclicHue(float):
@@ -135,34 +134,24 @@ class _CyclicHue(float):
         return int(float(self) * other) % 256
 
 
-def _adjust_hue_overflows() -> bool:
-    try:
-        mmcv.adjust_hue(np.zeros((1, 1, 3), np.uint8), -0.1, backend="pillow")
-    except OverflowError:
-        return True
-    return False
+class AdjustHue(Remedy):
+    name = "adjust_hue"
+    description = (
+        "mmcv.adjust_hue overflows on numpy 2 (ColorJitter of MoCo, BYOL, SimCLR, SimSiam)"
+    )
 
+    def is_broken(self) -> bool:
+        black = np.zeros((1, 1, 3), np.uint8)
+        return _fails(OverflowError, mmcv.adjust_hue, black, -0.1, backend="pillow")
 
-def _mend_adjust_hue() -> None:
-    stock = mmcv.adjust_hue
+    def mend(self) -> None:
+        stock = mmcv.adjust_hue
 
-    def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -> np.ndarray:
-        return stock(img, _CyclicHue(hue_factor), backend)
+        @wraps(stock)
+        def adjust_hue(img: np.ndarray, hue_factor: float, *args: Any, **kwargs: Any) -> np.ndarray:
+            return stock(img, _CyclicHue(hue_factor), *args, **kwargs)
 
-    adjust_hue.__doc__ = stock.__doc__
-    mmcv.adjust_hue = mmcv.image.adjust_hue = mmcv.image.photometric.adjust_hue = adjust_hue
-
-
-# -- amp_on_cpu ----------------------------------------------------------------------------
-
-
-def _amp_without_accelerator() -> bool:
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    try:
-        AmpOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=1.0))
-    except AssertionError:
-        return True
-    return False
+        mmcv.adjust_hue = mmcv.image.adjust_hue = mmcv.image.photometric.adjust_hue = adjust_hue
 
 
 def _float32_optim_wrapper(
@@ -176,53 +165,21 @@ def _float32_optim_wrapper(
     return OptimWrapper(**kwargs)
 
 
-def _mend_amp() -> None:
-    OPTIM_WRAPPERS.register_module(
-        name="AmpOptimWrapper", module=_float32_optim_wrapper, force=True
-    )
+class AmpOnCpu(Remedy):
+    name = "amp_on_cpu"
+    description = "AmpOptimWrapper refuses to run without an accelerator: float32 instead"
+
+    def is_broken(self) -> bool:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return _fails(AssertionError, AmpOptimWrapper, optimizer=optimizer)
+
+    def mend(self) -> None:
+        OPTIM_WRAPPERS.register_module(
+            name="AmpOptimWrapper", module=_float32_optim_wrapper, force=True
+        )
 
 
-# ------------------------------------------------------------------------------------------
-
-REMEDIES = (
-    Remedy(
-        "pkg_resources",
-        "'mmpretrain::' bases need pkg_resources: pip install 'setuptools<82'",
-        _pkg_resources_is_missing,
-        None,
-    ),
-    Remedy(
-        "find_loader",
-        "mmengine's Runner asks pkgutil.find_loader, which Python 3.14 has no more",
-        _find_loader_is_gone,
-        _mend_find_loader,
-    ),
-    Remedy(
-        "collate_scope",
-        "'mmpretrain::' bases pass _scope_ to collate functions, which reject it",
-        _collate_rejects_scope,
-        _mend_collate,
-    ),
-    Remedy(
-        "safe_load",
-        "mmengine cannot load its own checkpoints (--resume, tools/test.py, Pretrained)",
-        _safe_load_refuses_history,
-        _mend_safe_load,
-    ),
-    Remedy(
-        "adjust_hue",
-        "mmcv.adjust_hue overflows on numpy 2 (ColorJitter of MoCo, BYOL, SimCLR, SimSiam)",
-        _adjust_hue_overflows,
-        _mend_adjust_hue,
-    ),
-    Remedy(
-        "amp_on_cpu",
-        "AmpOptimWrapper refuses to run without an accelerator: float32 instead",
-        _amp_without_accelerator,
-        _mend_amp,
-    ),
-)
-
+REMEDIES = (PkgResources(), FindLoader(), CollateScope(), SafeLoad(), AdjustHue(), AmpOnCpu())
 _status: list[Status] = []
 
 
