@@ -9,12 +9,7 @@ from typing import Any
 
 
 def check_int(name: str, value: Any, least: int = 1) -> int:
-    """``value`` as an int of at least ``least``; no bool, no float.
-
-    Raises:
-        TypeError: If it is no integer.
-        ValueError: If it is below ``least``.
-    """
+    """``value`` as an int; TypeError for a bool or float, ValueError below ``least``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
@@ -23,11 +18,7 @@ def check_int(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_number(name: str, value: Any) -> float:
-    """``value`` as a float; no bool, no string.
-
-    Raises:
-        TypeError: If it is no number.
-    """
+    """``value`` as a float; TypeError unless a number, for a bool too."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     # numpy's narrow floats by their shortest digits: float32's 0.6 is 0.6, not 0.60000002384.
@@ -50,6 +41,14 @@ def check_positive(name: str, value: Any) -> float:
     return number
 
 
+def check_fraction(name: str, value: Any) -> float:
+    """As :func:`check_number`; ValueError unless in (0, 1)."""
+    number = check_number(name, value)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name} must be in (0, 1), got {value}")
+    return number
+
+
 def check_share(name: str, value: Any) -> float:
     """As :func:`check_number`; ValueError unless in [0, 1]."""
     number = check_number(name, value)
@@ -59,34 +58,21 @@ def check_share(name: str, value: Any) -> float:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """``value`` if it is a bool.
-
-    Raises:
-        TypeError: If it is something else.
-    """
+    """``value`` if it is a bool, else TypeError."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {value!r}")
     return value
 
 
 def check_dict(name: str, value: Any) -> dict:
-    """``value`` as a dict, an empty one for None.
-
-    Raises:
-        TypeError: If it is something else.
-    """
+    """A dict, or None for an empty one, as a dict, else TypeError."""
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dict or None, got {value!r}")
     return dict(value or {})
 
 
 def check_statistics(name: str, value: Any) -> list[float] | None:
-    """A mean or standard deviation, one number or one for each channel; None stays None.
-
-    Raises:
-        TypeError: If ``value`` is no list of numbers.
-        ValueError: If it is empty, or a number is not finite.
-    """
+    """A mean or standard deviation, one number or one for each channel; None stays None."""
     if value is None:
         return None
     numbers = [check_number(name, number) for number in check_list(name, value)]
@@ -103,22 +89,14 @@ def check_callable(name: str, value: Any) -> Any:
 
 
 def check_list(name: str, value: Any) -> list:
-    """A list or tuple as a list.
-
-    Raises:
-        TypeError: If it is something else.
-    """
+    """A list or tuple as a list, else TypeError."""
     if not isinstance(value, (list, tuple)):
         raise TypeError(f"{name} must be a list, got {value!r}")
     return list(value)
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
-    """``value`` if it is one of ``choices``.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """``value`` if it is one of ``choices``, else ValueError."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
     return value

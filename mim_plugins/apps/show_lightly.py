@@ -14,9 +14,9 @@ from lightly.transforms.utils import IMAGENET_NORMALIZE
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from .._check import check_fraction
 from ..lightly.analysis.reconstruction import MAE_PARTS
 from ..lightly.watch import prefix_tokens, removed_patches
-from ..masking.base import check_mask_ratio
 from .lightly_models import MAE
 from .show import Reconstruct, reconstruct_patches
 
@@ -39,7 +39,7 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[MAE, int, Reconstruct]:
     Raises:
         ValueError: If it holds no MAE of lightly, or its weights do not tell the model.
     """
-    ratio = check_mask_ratio(args.mask_ratio)
+    ratio = check_fraction("mask_ratio", args.mask_ratio)
     weights = read_weights(args.checkpoint, args.trust)
     model = build(weights, args.heads, ratio, args.checkpoint)
     backbone = model.backbone

@@ -9,19 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import check_int, check_number
+from .._check import check_fraction, check_int
 from .._versions import check_versions
 from .patch_mask import PatchMask
 
 check_versions(torch)
-
-
-def check_mask_ratio(mask_ratio: float) -> float:
-    """Return ``mask_ratio`` if it is a number in (0, 1), else raise TypeError or ValueError."""
-    number = check_number("mask_ratio", mask_ratio)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"mask_ratio must be in (0, 1), got {mask_ratio}")
-    return number
 
 
 def agree(name: str, own: Any, given: Any, default: Any = None) -> Any:
@@ -109,7 +101,7 @@ class Masking(ABC):
         patch_size: int | None = None,
         mask_unit: int | None = None,
     ) -> None:
-        self.mask_ratio = None if mask_ratio is None else check_mask_ratio(mask_ratio)
+        self.mask_ratio = None if mask_ratio is None else check_fraction("mask_ratio", mask_ratio)
         self.patch_size = None if patch_size is None else check_int("patch_size", patch_size)
         self.mask_unit = None if mask_unit is None else check_int("mask_unit", mask_unit)
         if patch_size is not None and mask_unit is not None:
@@ -168,7 +160,7 @@ class Masking(ABC):
             ValueError: If model and masking disagree, the image is not divisible into
                 units, or none or all would be kept.
         """
-        ratio = check_mask_ratio(agree("mask_ratio", self.mask_ratio, mask_ratio, 0.75))
+        ratio = check_fraction("mask_ratio", agree("mask_ratio", self.mask_ratio, mask_ratio, 0.75))
         patch = check_int("patch_size", agree("patch_size", self.patch_size, patch_size, 16))
         unit = patch if self.mask_unit is None else self.mask_unit
         side = _side(unit, patch)

@@ -31,7 +31,15 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from .._check import check_bool, check_choice, check_int, check_number, check_positive, check_share
+from .._check import (
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_int,
+    check_number,
+    check_positive,
+    check_share,
+)
 from ..masking import BlockMasking, GridMasking, Masking, RandomMasking
 
 MASKS: dict[str, type[Masking]] = {
@@ -180,8 +188,7 @@ class _GridMixer(Mixer):
         ratio: float | tuple[float, float],
         exact: bool,
     ) -> None:
-        check_choice("mask", mask, tuple(MASKS))
-        self.mask = mask
+        self.mask = check_choice("mask", mask, tuple(MASKS))
         if grid_size is not None:
             check_int("grid_size", grid_size, 2)
         self.grid_size = grid_size
@@ -345,10 +352,8 @@ class EraseMask(_GridMixer):
         exact: bool = True,
     ) -> None:
         super().__init__(mask, grid_size, ratio, exact)
-        check_choice("fill", fill, FILLS)
-        check_choice("second", second, SECONDS)
-        self.fill = fill
-        self.second = second
+        self.fill = check_choice("fill", fill, FILLS)
+        self.second = check_choice("second", second, SECONDS)
 
     def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         partner = torch.arange(len(images), device=images.device)
@@ -506,13 +511,8 @@ def _check_ratio(ratio: float | tuple[float, float]) -> float | tuple[float, flo
     if isinstance(ratio, (tuple, list)):
         if len(ratio) != 2:
             raise ValueError(f"ratio must be a number or a pair (a, b), got {ratio!r}")
-        for bound in ratio:
-            check_number("ratio", bound)
-        low, high = ratio
+        low, high = (check_number("ratio", bound) for bound in ratio)
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(f"ratio (a, b) must have 0 <= a < b <= 1, got {ratio!r}")
-        return (float(low), float(high))
-    check_number("ratio", ratio)
-    if not 0.0 < ratio < 1.0:
-        raise ValueError(f"ratio must be in (0, 1), got {ratio}")
-    return float(ratio)
+        return low, high
+    return check_fraction("ratio", ratio)

@@ -8,9 +8,9 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from ..._check import check_dict
+from ..._check import check_dict, check_fraction
 from ...masking import Masking
-from ...masking.base import agree, check_mask_ratio
+from ...masking.base import agree
 from ...regularizers import MutualInformationLoss
 from ..encoders import with_encoder
 from ..masking.backbones import build_masking
@@ -129,7 +129,7 @@ class MISimMIM(_Informed, RegularizedSimMIM):
         super().__init__(*args, **kwargs)
         self.masking = with_encoder(build_masking(masking, mask_generator), self.backbone)
         ratio = agree("mask_ratio", self.masking.mask_ratio, mask_ratio, 0.6)
-        self.mask_ratio = check_mask_ratio(ratio)
+        self.mask_ratio = check_fraction("mask_ratio", ratio)
         self._check_num_masks(self.masking.num_masks)
 
     def loss(
