@@ -99,7 +99,7 @@ class DPPMasking(Masking):
         check_kernel(kernel, bandwidth)
         if isinstance(features, str):
             if features.startswith(frozen.PREFIX):
-                frozen.check(features)
+                frozen.model(features)  # made now
             elif features not in (*FEATURES, ENCODER):
                 raise ValueError(f"features must be {_ALLOWED}, got {features!r}")
         elif not callable(features):

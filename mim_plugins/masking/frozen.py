@@ -18,16 +18,6 @@ from .._observe import preserve_rng, uncached_autocast
 PREFIX = "timm:"
 
 
-def check(features: str) -> None:
-    """Make the model that ``features``, ``"timm:<name>"``, names.
-
-    Raises:
-        ImportError: If timm is not installed.
-        ValueError: If it has no such model, or one without tokens of patches at any size.
-    """
-    _model(features)
-
-
 def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
     """``(B, U, D)``: one token per masking unit.
 
@@ -45,20 +35,26 @@ def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor
 
 @torch.no_grad()
 def _patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
-    model = _model(features)
-    model.to(images.device)
-    weight = next(model.parameters())
-    sides = zip(grid, model.patch_embed.patch_size, strict=True)
+    frozen = model(features)
+    frozen.to(images.device)
+    weight = next(frozen.parameters())
+    sides = zip(grid, frozen.patch_embed.patch_size, strict=True)
     size = tuple(units * patch for units, patch in sides)
     images = images.to(weight.dtype)
     if images.shape[2:] != size:
         images = F.interpolate(images, size, mode="bilinear", antialias=True)
     with uncached_autocast(images.device):
-        return model.forward_features(images)[:, model.num_prefix_tokens :]
+        return frozen.forward_features(images)[:, frozen.num_prefix_tokens :]
 
 
 @cache
-def _model(features: str) -> Any:
+def model(features: str) -> Any:
+    """The model that ``features``, ``"timm:<name>"``, names.
+
+    Raises:
+        ImportError: If timm is not installed.
+        ValueError: If it has no such model, or one without tokens of patches at any size.
+    """
     name = features.removeprefix(PREFIX)
     try:
         import timm
@@ -68,18 +64,14 @@ def _model(features: str) -> Any:
         ) from error
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"features must name a model of timm, got {features!r}")
-    with preserve_rng():
-        try:
-            model = timm.create_model(name, pretrained=True, dynamic_img_size=True)
-        except TypeError as error:  # one that knows no dynamic_img_size
-            raise ValueError(_no_tokens(features)) from error
-    if not hasattr(model, "num_prefix_tokens") or not hasattr(model, "patch_embed"):
-        raise ValueError(_no_tokens(features))
-    return model.eval().requires_grad_(False)
-
-
-def _no_tokens(features: str) -> str:
-    return (
-        f"features={features!r} has no tokens of its patches at any image size: choose a plain "
-        "vision transformer, as vit_small_patch16_224"
-    )
+    try:
+        with preserve_rng():
+            made = timm.create_model(name, pretrained=True, dynamic_img_size=True)
+        if not hasattr(made, "num_prefix_tokens") or not hasattr(made, "patch_embed"):
+            raise TypeError(f"{type(made).__name__} has no tokens")
+    except TypeError as error:  # also of one that knows no dynamic_img_size
+        raise ValueError(
+            f"features={features!r} has no tokens of its patches at any image size: choose a "
+            "plain vision transformer, as vit_small_patch16_224"
+        ) from error
+    return made.eval().requires_grad_(False)

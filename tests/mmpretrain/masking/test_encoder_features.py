@@ -188,7 +188,7 @@ def test_in_the_data_pipeline_there_is_no_encoder(
     features: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     init_default_scope("mmpretrain")
-    monkeypatch.setattr("mim_plugins.masking.frozen.check", lambda features: None)  # no download
+    monkeypatch.setattr("mim_plugins.masking.frozen.model", lambda features: None)  # no download
     masking = {**ENCODER, "features": features}
     with pytest.raises(ValueError, match="in a data pipeline"):
         TRANSFORMS.build({"type": "MaskGenerator", "masking": masking})
