@@ -152,20 +152,14 @@ class MutualInformationLoss(Term):
                 "variational_weight must be positive if input_weight is: an untrained q bounds "
                 f"nothing, got {variational_weight} and {input_weight}"
             )
-        check_choice("token", token, TOKENS)
-        check_choice("condition", condition, CONDITIONS)
-        for name, size in (
-            ("dim", dim),
-            ("hidden_dim", hidden_dim),
-            ("in_channels", in_channels),
-            ("projection_dim", 1 if projection_dim is None else projection_dim),
-        ):
-            check_int(name, size)
-        self.dim = dim
-        self.in_channels = in_channels
-        self.token = token
+        self.dim = check_int("dim", dim)
+        check_int("hidden_dim", hidden_dim)
+        self.in_channels = check_int("in_channels", in_channels)
+        if projection_dim is not None:
+            check_int("projection_dim", projection_dim)
+        self.token = check_choice("token", token, TOKENS)
         self.temperature = check_positive("temperature", temperature)
-        self.condition = condition
+        self.condition = check_choice("condition", condition, CONDITIONS)
         self.gather_distributed = check_bool("gather_distributed", gather_distributed)
 
         self.projection: nn.Module = nn.Identity()
@@ -285,12 +279,6 @@ class MutualInformationLoss(Term):
                 f"of {tuple(images.shape[2:])} pixels"
             )
         return images, ~mask.flatten(1).bool(), grid
-
-    def extra_repr(self) -> str:
-        weights = ("cross_weight", "output_weight", "input_weight", "variational_weight")
-        others = ("token", "temperature", "condition", "gather_distributed")
-        own = (f"{name}={getattr(self, name)!r}" for name in weights + others)
-        return ", ".join([super().extra_repr(), *own])
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

@@ -131,7 +131,9 @@ class Term(nn.Module):
         return {k: self.weight * v if k.startswith("loss") else v for k, v in value.items()}
 
     def extra_repr(self) -> str:
-        return f"name={self.name!r}, weight={self.weight}"
+        own = {"name": self.name, **vars(self)}
+        shown = (k for k, v in own.items() if isinstance(v, (bool, int, float, str)))
+        return ", ".join(f"{k}={own[k]!r}" for k in shown if k != "training" and k[0] != "_")
 
 
 class FeatureTerm(Term):
@@ -177,12 +179,6 @@ class FeatureTerm(Term):
         if isinstance(values[0], Tensor):
             return torch.stack(values).mean()
         return {key: torch.stack([value[key] for value in values]).mean() for key in values[0]}
-
-    def extra_repr(self) -> str:
-        return (
-            f"{super().extra_repr()}, token={self.token!r}, "
-            f"gather_distributed={self.gather_distributed}"
-        )
 
 
 def in_float32(module: nn.Module, x: Tensor) -> Tensor:

@@ -126,7 +126,3 @@ class UniformityLoss(FeatureTerm):
             return loss
         value = loss.detach()
         return value + (loss - value) / world_size()
-
-    def extra_repr(self) -> str:
-        official = [name for name in ("official_gather", "double_norm") if getattr(self, name)]
-        return ", ".join([super().extra_repr(), *(f"{name}=True" for name in official)])

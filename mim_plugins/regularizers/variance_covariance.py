@@ -62,7 +62,3 @@ class VarianceCovarianceLoss(FeatureTerm):
             "loss_variance": self.variance_weight * hinge,
             "loss_covariance": self.covariance_weight * others,
         }
-
-    def extra_repr(self) -> str:
-        own = (f"{n}={getattr(self, n)}" for n in ("variance_weight", "covariance_weight"))
-        return ", ".join([super().extra_repr(), *own])
