@@ -65,12 +65,12 @@ class MaskGenerator(BaseTransform):
 
     def __init__(
         self,
-        *,
-        masking: dict | Masking,
         input_size: int | tuple[int, int] = 192,
         mask_patch_size: int = 32,
         model_patch_size: int = 4,
         mask_ratio: float = 0.6,
+        *,
+        masking: dict | Masking,
         num_masking_patches: int | None = None,
         min_num_patches: int = 4,
         max_num_patches: int | None = None,
@@ -192,18 +192,13 @@ class DPPMaskGenerator(MaskGenerator):
     """:class:`MaskGenerator` with a :class:`~mim_plugins.masking.DPPMasking`.
 
     Args:
-        input_size, mask_patch_size, model_patch_size, mask_ratio, **kwargs: Those of
-            :class:`MaskGenerator`.
+        *args, **kwargs: Those of :class:`MaskGenerator`.
         method, tau, kernel, bandwidth, features: Those of the masking.
     """
 
     def __init__(
         self,
-        input_size: int | tuple[int, int] = 192,
-        mask_patch_size: int = 32,
-        model_patch_size: int = 4,
-        mask_ratio: float = 0.6,
-        *,
+        *args: Any,
         method: str = "greedy",
         tau: float | None = None,
         kernel: str = "rbf",
@@ -214,11 +209,4 @@ class DPPMaskGenerator(MaskGenerator):
         masking = DPPMasking(
             method=method, tau=tau, kernel=kernel, bandwidth=bandwidth, features=features
         )
-        super().__init__(
-            masking=masking,
-            input_size=input_size,
-            mask_patch_size=mask_patch_size,
-            model_patch_size=model_patch_size,
-            mask_ratio=mask_ratio,
-            **kwargs,
-        )
+        super().__init__(*args, masking=masking, **kwargs)
