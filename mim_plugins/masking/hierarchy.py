@@ -160,18 +160,15 @@ class LatentHierarchy:
             )
         observables = list(product((0,), range(rows), range(cols)))
         edges = []
-        below = observables
+        below = {patch: (patch[1] + shift[0], patch[2] + shift[1]) for patch in observables}
         for height in range(1, depth + 1):
-            above: dict[tuple[int, int, int], None] = {}
-            for _, i, j in below:
-                if height == 1:
-                    block = (i + shift[0]) // factors[0], (j + shift[1]) // factors[1]
-                else:
-                    block = i // factors[0], j // factors[1]
+            above = {}
+            for node, place in below.items():
+                block = place[0] // factors[0], place[1] // factors[1]
                 parent = (height, 0, 0) if height == depth else (height, *block)
-                edges.append((parent, (height - 1, i, j)))
-                above[parent] = None
-            below = list(above)
+                edges.append((parent, node))
+                above[parent] = block
+            below = above
         return cls(edges, observables, grid=(rows, cols))
 
     @classmethod
