@@ -7,13 +7,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_fraction, check_int
 from .._versions import check_versions
 from .patch_mask import PatchMask
 
 check_versions(torch)
+
+Grid = tuple[int, int]  # rows and columns
 
 
 def agree(name: str, own: Any, given: Any, default: Any = None) -> Any:
@@ -39,7 +41,7 @@ class Layout(NamedTuple):
         mask_ratio, patch_size: What holds, the masking's own or the model's.
     """
 
-    grid: tuple[int, int]
+    grid: Grid
     num_keep: int
     side: int
     mask_ratio: float
@@ -118,12 +120,7 @@ class Masking(ABC):
 
     @abstractmethod
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         """Rank the masking units: the ``num_keep`` smallest scores are kept.
 
@@ -138,7 +135,7 @@ class Masking(ABC):
             ``(B, U)`` scores without NaN.
         """
 
-    def check_grid(self, grid: tuple[int, int]) -> None:  # noqa: B027
+    def check_grid(self, grid: Grid) -> None:  # noqa: B027
         """ValueError unless masks of so many rows and columns of units can be drawn."""
 
     def layout(
@@ -195,7 +192,7 @@ class Masking(ABC):
         *,
         mask_ratio: float | None = None,
         patch_size: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generator | None = None,
         noise: Tensor | None = None,
     ) -> PatchMask:
         """Draw one mask per image.
@@ -240,7 +237,7 @@ def _side(mask_unit: int, patch_size: int) -> int:
     return mask_unit // patch_size
 
 
-def _units_to_patches(mask: PatchMask, grid: tuple[int, int], side: int) -> PatchMask:
+def _units_to_patches(mask: PatchMask, grid: Grid, side: int) -> PatchMask:
     """Replace every masking unit by its ``side`` x ``side`` patches."""
     rows, cols = grid
     patches = torch.arange(rows * cols * side**2, device=mask.ids_shuffle.device)

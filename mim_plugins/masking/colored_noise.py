@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_choice, check_positive
-from .base import Masking
+from .base import Grid, Masking
 
 COLORS = ("red", "blue", "green", "purple")
 
@@ -57,12 +57,7 @@ class ColoredNoiseMasking(Masking):
             raise ValueError(f"sigma2 must be larger than sigma={sigma}, got {sigma2}")
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         rows, cols = grid
         white = torch.erfinv((2 * noise.float() - 1).clamp(-1 + 1e-6, 1 - 1e-6))  # normal, scaled

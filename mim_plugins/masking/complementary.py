@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_bool, check_int
-from .base import Layout, Masking, agree
+from .base import Grid, Layout, Masking, agree
 from .dpp import SMALLEST_GAIN, DPPMasking, choose_sets
 
 _TOLERANCE = 1e-9  # of num_masks * (1 - mask_ratio), e.g. 3 * (1 - 2 / 3) > 1 in floats
@@ -110,12 +110,7 @@ class ComplementaryMasking(Masking):
         return bound
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         """As :meth:`Masking.scores`, but ``(num_masks * B, U)``."""
         if self.shared:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_choice, check_share
 from .._device import is_traced, widest_dtype
 from . import _numba, _triton, _triton_kdpp, frozen
-from .base import Masking
+from .base import Grid, Masking
 from .kernels import (
     ENCODER,
     FEATURES,
@@ -126,12 +126,7 @@ class DPPMasking(Masking):
         return bound
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         if self.tau == 1.0:
             return noise
@@ -171,7 +166,7 @@ class DPPMasking(Masking):
         return own.similarity is DPPMasking.similarity and own.choose is DPPMasking.choose
 
     def choose_from_pixels(
-        self, images: np.ndarray, channels: int, grid: tuple[int, int], k: int, noise: np.ndarray
+        self, images: np.ndarray, channels: int, grid: Grid, k: int, noise: np.ndarray
     ) -> np.ndarray:
         """Units to keep, as of :meth:`choose`, see ``_numba.greedy_from_pixels``."""
         assert isinstance(self.features, str)
@@ -190,7 +185,7 @@ class DPPMasking(Masking):
             noise,
         )
 
-    def similarity(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def similarity(self, images: Tensor, grid: Grid) -> Tensor:
         """Kernel ``(B, U, U)`` of the masking units of ``images`` ``(B, C, H, W)``.
 
         Raises:
@@ -198,7 +193,7 @@ class DPPMasking(Masking):
         """
         return patch_kernel(self._unit_features(images, grid), self.kernel, self.bandwidth)
 
-    def _unit_features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _unit_features(self, images: Tensor, grid: Grid) -> Tensor:
         features = self.features
         if features == ENCODER:
             if self._encode is None:
@@ -212,7 +207,7 @@ class DPPMasking(Masking):
         return unit_features(images, grid, features)
 
     def choose(
-        self, similarity: Tensor, k: int, noise: Tensor, generator: torch.Generator | None = None
+        self, similarity: Tensor, k: int, noise: Tensor, generator: Generator | None = None
     ) -> Tensor:
         """``(B, k)`` units to keep of kernels ``(B, N, N)``, in the order of their choice.
 
@@ -236,7 +231,7 @@ def greedy_map(
     k: int,
     tau: float = 0.0,
     random_start: bool = True,
-    generator: torch.Generator | None = None,
+    generator: Generator | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
     """Choose k items per kernel greedily by their gain in determinant (Eqs. 13-15).
@@ -357,7 +352,7 @@ def _condition(
 
 
 @torch.no_grad()
-def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+def sample_kdpp(L: Tensor, k: int, generator: Generator | None = None) -> Tensor:
     """Exact samples of k-DPPs: ``P(Y) = det(L_Y) / sum of det(L_Y') over |Y'| = k``.
 
     Kulesza and Taskar, "k-DPPs: Fixed-Size Determinantal Point Processes", ICML 2011: k
@@ -385,7 +380,7 @@ def sample_kdpp(L: Tensor, k: int, generator: torch.Generator | None = None) -> 
 
 
 @torch.no_grad()
-def sample_kdpp_dual(features: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:
+def sample_kdpp_dual(features: Tensor, k: int, generator: Generator | None = None) -> Tensor:
     """:func:`sample_kdpp` of ``L = X X^T`` at the cost of ``X^T X``, (D, D) instead of (N, N).
 
     Kulesza and Taskar, "Determinantal Point Processes for Machine Learning", 2012, section
@@ -424,7 +419,7 @@ def _eigh(L: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sample(
-    eigenvalues: Tensor, eigenvectors: Tensor, k: int, generator: torch.Generator | None
+    eigenvalues: Tensor, eigenvectors: Tensor, k: int, generator: Generator | None
 ) -> Tensor:
     """From ``eigenvalues (B, M)`` above 0 and ``eigenvectors (B, N, M)``, zeros at the floor."""
     batch, num, rank = eigenvectors.shape

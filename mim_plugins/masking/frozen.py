@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._observe import preserve_rng, uncached_autocast
+from .base import Grid
 
 PREFIX = "timm:"
 
 
-def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
+def patch_tokens(features: str, images: Tensor, grid: Grid) -> Tensor:
     """``(B, U, D)``: one token per masking unit.
 
     The model gets the images as they come, normalised or not, resized so that a unit has the
@@ -34,7 +35,7 @@ def patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor
 
 
 @torch.no_grad()
-def _patch_tokens(features: str, images: Tensor, grid: tuple[int, int]) -> Tensor:
+def _patch_tokens(features: str, images: Tensor, grid: Grid) -> Tensor:
     frozen = model(features)
     frozen.to(images.device)
     weight = next(frozen.parameters())

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_int
-from .base import Masking
+from .base import Grid, Masking
 from .hierarchy import LatentHierarchy
 
 
@@ -74,7 +74,7 @@ class HierarchicalMasking(Masking):
         for height in range(1, level + 1):
             hierarchy.ancestors_at(height)  # computed now, not while torch.compile traces
 
-    def check_grid(self, grid: tuple[int, int]) -> None:
+    def check_grid(self, grid: Grid) -> None:
         """ValueError unless the hierarchy has one observable per masking unit."""
         (rows, cols), num = grid, len(self.hierarchy.observables)
         if self.hierarchy.grid not in (None, (rows, cols)) or num != rows * cols:
@@ -84,12 +84,7 @@ class HierarchicalMasking(Masking):
             )
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         if self.level == 0:
             return noise
@@ -101,7 +96,7 @@ class HierarchicalMasking(Masking):
         ranks = torch.arange(noise.shape[1], device=noise.device, dtype=noise.dtype)
         return torch.empty_like(noise).scatter_(1, order, ranks.expand_as(noise))
 
-    def _key(self, height: int, noise: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _key(self, height: int, noise: Tensor, generator: Generator | None) -> Tensor:
         """``(B, U)``: the largest random number of a unit's ancestors of this height."""
         above = self.hierarchy.ancestors_at(height, noise.device)  # (U, P)
         latents = self.hierarchy.number_at(height)

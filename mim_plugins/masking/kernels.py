@@ -14,6 +14,7 @@ from .._check import check_choice, check_positive
 from .._device import widest_dtype
 from .._observe import uncached_autocast
 from . import frozen
+from .base import Grid
 
 KERNELS = ("rbf", "cosine")
 FEATURES = ("pixels", "pooled")
@@ -50,7 +51,7 @@ def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:
 
 def unit_features(
     images: Tensor,
-    grid: tuple[int, int],
+    grid: Grid,
     features: str | Callable[[Tensor], Tensor] = "pooled",
 ) -> Tensor:
     """Describe every masking unit by a vector.
@@ -94,7 +95,7 @@ def unit_features(
     return vectors.clamp_(-LARGEST, LARGEST)
 
 
-def _over_units(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def _over_units(tokens: Tensor, grid: Grid) -> Tensor:
     """Average the tokens of S x S patches to one of the unit that they make up."""
     rows, cols = grid
     side = isqrt(tokens.shape[1] // (rows * cols)) if tokens.ndim == 3 else 1

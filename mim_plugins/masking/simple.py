@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_bool, check_int, check_number
-from .base import Masking
+from .base import Grid, Masking
 
 
 class RandomMasking(Masking):
@@ -23,12 +23,7 @@ class RandomMasking(Masking):
     depends_on_images = False
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         return noise
 
@@ -53,12 +48,7 @@ class GridMasking(Masking):
         self.random_shift = check_bool("random_shift", random_shift)
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         rows, cols = grid
         size = 2 ** math.ceil(math.log2(max(rows, cols, 2)))
@@ -107,12 +97,7 @@ class BlockMasking(Masking):
             raise ValueError(f"min_aspect must be in (0, 1], got {min_aspect}")
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         rows, cols = grid
         device = noise.device

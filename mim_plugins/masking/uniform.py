@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import check_int
-from .base import Masking
+from .base import Grid, Masking
 
 
 class UniformMasking(Masking):
@@ -40,12 +40,7 @@ class UniformMasking(Masking):
         self.window = check_int("window", window)
 
     def scores(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        num_keep: int,
-        noise: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, grid: Grid, num_keep: int, noise: Tensor, generator: Generator | None
     ) -> Tensor:
         (rows, cols), side, device = grid, self.window, noise.device
         row, col = (torch.arange(length, device=device) // side for length in grid)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .._check import (
     check_bool,
@@ -98,17 +98,17 @@ class Mixer(ABC):
         return f"{type(self).__name__}({args})"
 
     @overload
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Mix: ...
+    def __call__(self, images: Tensor, generator: Generator | None = None) -> Mix: ...
 
     @overload
     def __call__(
-        self, images: Sequence[Tensor], generator: torch.Generator | None = None
+        self, images: Sequence[Tensor], generator: Generator | None = None
     ) -> list[Mix]: ...
 
     @torch.no_grad()
     @torch.compiler.disable
     def __call__(
-        self, images: Tensor | Sequence[Tensor], generator: torch.Generator | None = None
+        self, images: Tensor | Sequence[Tensor], generator: Generator | None = None
     ) -> Mix | list[Mix]:
         """Mix a batch, or several views of it with one mask, one λ and one permutation.
 
@@ -152,9 +152,7 @@ class Mixer(ABC):
         return mixes[0] if isinstance(images, Tensor) else mixes
 
     @abstractmethod
-    def draw(
-        self, images: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor | float, Tensor]:
+    def draw(self, images: Tensor, generator: Generator | None) -> tuple[Tensor | float, Tensor]:
         """Draw what is mixed how, for all images of a batch.
 
         Args:
@@ -167,12 +165,7 @@ class Mixer(ABC):
         """
 
     def compose(
-        self,
-        images: Tensor,
-        lam: float,
-        partner: Tensor,
-        mask: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, lam: float, partner: Tensor, mask: Tensor, generator: Generator | None
     ) -> Mix:
         """Eq. 1: the holes of ``mask`` are filled with the partner's pixels."""
         return Mix(torch.where(mask, images, images[partner]), lam, partner, mask)
@@ -197,7 +190,7 @@ class _GridMixer(Mixer):
         if mask == "grid" and not exact:
             raise ValueError("exact must be True for mask='grid', which has a fixed count")
 
-    def own_pixels(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def own_pixels(self, images: Tensor, generator: Generator | None) -> Tensor:
         """One mask ``(H, W)`` bool on the CPU, True = own pixel.
 
         Raises:
@@ -275,7 +268,7 @@ class MixMask(_GridMixer):
             check_choice("permutation", permutation, PERMUTATIONS)
         self.permutation = permutation
 
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def draw(self, images: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         _check_partners(images)
         mask = self.own_pixels(images, generator)
         return mask, _permutation(self.permutation or "inverse", images, generator)
@@ -303,9 +296,7 @@ class UnMix(Mixer):
         self.alpha = check_positive("alpha", alpha)
         self.permutation = check_choice("permutation", permutation, PERMUTATIONS)
 
-    def draw(
-        self, images: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor | float, Tensor]:
+    def draw(self, images: Tensor, generator: Generator | None) -> tuple[Tensor | float, Tensor]:
         _check_partners(images)
         dice = _dice(generator)
         lam = dice.betavariate(self.alpha, self.alpha)
@@ -355,7 +346,7 @@ class EraseMask(_GridMixer):
         self.fill = check_choice("fill", fill, FILLS)
         self.second = check_choice("second", second, SECONDS)
 
-    def draw(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def draw(self, images: Tensor, generator: Generator | None) -> tuple[Tensor, Tensor]:
         partner = torch.arange(len(images), device=images.device)
         if self.second == "reversed":
             _check_partners(images)
@@ -363,25 +354,20 @@ class EraseMask(_GridMixer):
         return self.own_pixels(images, generator), partner
 
     def compose(
-        self,
-        images: Tensor,
-        lam: float,
-        partner: Tensor,
-        mask: Tensor,
-        generator: torch.Generator | None,
+        self, images: Tensor, lam: float, partner: Tensor, mask: Tensor, generator: Generator | None
     ) -> Mix:
         filling = self._filling(images, generator)
         rest = None if self.second == "reversed" else torch.where(mask, filling, images)
         return Mix(torch.where(mask, images, filling), lam, partner, mask, rest)
 
-    def _filling(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _filling(self, images: Tensor, generator: Generator | None) -> Tensor:
         if self.fill == "zero":
             return images.new_zeros(())
         if self.fill == "mean":
             return images.mean(dim=(2, 3), keepdim=True)
         if generator is not None:  # numbers drawn on the host would have to be copied
             seed = int(torch.randint(2**62, (), generator=generator))
-            generator = torch.Generator(images.device).manual_seed(seed)
+            generator = Generator(images.device).manual_seed(seed)
         return torch.empty_like(images).normal_(generator=generator)
 
 
@@ -394,7 +380,7 @@ def default_grid_size(side: int) -> int:
 
 
 def mix_views(
-    mixer: Mixer, views: Sequence[Tensor], generator: torch.Generator | None = None
+    mixer: Mixer, views: Sequence[Tensor], generator: Generator | None = None
 ) -> list[Mix]:
     """Mix several views of the same images with one mask, one λ and one permutation.
 
@@ -434,22 +420,22 @@ def combine(mixing: Mixer | None, unmix: UnMix | None) -> tuple[Mixer, ...]:
     return tuple(mixer for mixer in (mixing, unmix) if mixer is not None)
 
 
-def _of_this_rank() -> torch.Generator | None:
+def _of_this_rank() -> Generator | None:
     """torch's own random numbers; in a distributed run others on each rank, under any seeds."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     if torch.distributed.get_world_size() == 1:
         return None
     seed = int(torch.randint(2**62, ())) + torch.distributed.get_rank()
-    return torch.Generator().manual_seed(seed)
+    return Generator().manual_seed(seed)
 
 
-def _dice(generator: torch.Generator | None) -> random.Random:
+def _dice(generator: Generator | None) -> random.Random:
     """For what torch cannot draw on the host: torch's Beta takes no generator."""
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 
-def _bernoulli_cells(size: int, ratio: float, generator: torch.Generator | None) -> Tensor:
+def _bernoulli_cells(size: int, ratio: float, generator: Generator | None) -> Tensor:
     """Each of ``size`` x ``size`` cells True with probability ``ratio``, neither all nor none."""
     while True:
         cells = torch.rand(size, size, generator=generator) < ratio
@@ -480,7 +466,7 @@ def _beit_cells(size: int, count: int, dice: random.Random) -> Tensor:
     return cells
 
 
-def _permutation(kind: str, images: Tensor, generator: torch.Generator | None) -> Tensor:
+def _permutation(kind: str, images: Tensor, generator: Generator | None) -> Tensor:
     if kind == "inverse":
         return torch.arange(len(images) - 1, -1, -1, device=images.device)
     return torch.randperm(len(images), generator=generator)
