@@ -60,9 +60,6 @@ class _Regularized(BaseSelfSupervisor):
     ) -> None:
         super().__init__(*args, **kwargs)
         terms = check_list("regularizers", regularizers)
-        for term in terms:
-            if not isinstance(term, (dict, nn.Module)):
-                raise TypeError(f"regularizers must be configs of terms, got {term!r}")
         built = [MODELS.build(term) if isinstance(term, dict) else term for term in terms]
         self.num_prefix_tokens = num_prefix_tokens(self.backbone)
         self.regularizers = named_terms(built, class_token=self.num_prefix_tokens > 0)
