@@ -49,7 +49,8 @@ def greedy_from_pixels(
     channels: int,
     grid: tuple[int, int],
     side: tuple[int, int],
-    bandwidth: float | None,
+    cosine: bool,
+    bandwidth: float,
     k: int,
     threshold: float,
     noise: np.ndarray,
@@ -67,7 +68,8 @@ def greedy_from_pixels(
             have channels last.
         grid: Rows and columns of units, N in all.
         side: Height and width in pixels that a unit is averaged to.
-        bandwidth: The RBF kernel's; 0 for the median; None for the cosine kernel.
+        cosine: Whether the kernel is the cosine one instead of RBF.
+        bandwidth: The RBF kernel's, a float; 0 for the median.
         k, threshold, noise: See :func:`greedy_map`; ``noise`` float64.
 
     Returns:
@@ -75,7 +77,6 @@ def greedy_from_pixels(
     """
     # Few types, so that little is to be compiled.
     images = np.require(images, np.uint8 if images.dtype == np.uint8 else np.float32, ["C", "W"])
-    cosine, bandwidth = bandwidth is None, float(bandwidth or 0)
     chosen = np.empty((len(images), k), dtype=np.int64)
 
     def work(part: slice) -> None:

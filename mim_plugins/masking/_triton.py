@@ -1,8 +1,8 @@
-"""Greedy DPP masks on CUDA: a fused Triton kernel, one program per image.
+"""DPP masks on CUDA: greedy ones, and both loops of exact samples, as fused Triton kernels.
 
-And what it shares with the kernels of ``_triton_kdpp.py``, exact samples.
-Where a kernel cannot be built or run (Triton asks for a C compiler and Python's headers) there
-is one warning, and the PyTorch path takes over.
+One program per image; without them a batch takes some thousands of launches. Where a kernel
+cannot be built or run (Triton asks for a C compiler and Python's headers) there is one warning,
+and the PyTorch path takes over.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ try:
 except ImportError:
     INSTALLED = False
 
+# Of an item, where all that are left lie in the span of those drawn: above rounding.
+SMALLEST_PROBABILITY = 1e-10
 # A program holds a few rows of N float64 in registers; longer ones spill, and are slow to build.
 LARGEST_N = 8192
 
@@ -62,6 +64,36 @@ def greedy_map(
 def greedy_settings(num: int, k: int, random_start: bool, num_sets: int) -> dict[str, Any]:
     """What the greedy kernel is compiled for."""
     return {"NUM": num, "K": k, "RANDOM_START": random_start, "SETS": num_sets, **tile(num)}
+
+
+def sample_eigenvectors(log_eigenvalues: Tensor, k: int, uniform: Tensor) -> Tensor | None:
+    """Same contract as ``dpp._sample_eigenvectors``; None if the kernel cannot run."""
+    batch, num = log_eigenvalues.shape
+    log_e = log_eigenvalues.new_empty(batch, num + 1, k + 1)
+    drawn = torch.empty(batch, k, dtype=torch.long, device=log_e.device)
+    arguments = (log_eigenvalues.contiguous(), uniform.contiguous(), log_e, drawn, batch)
+    done = launch(_eigenvectors, batch, arguments, eigenvector_settings(num, k))
+    return drawn if done else None
+
+
+def eigenvector_settings(num: int, k: int) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    return {"NUM": num, "K": k, "BLOCK": triton.next_power_of_2(k + 1)}
+
+
+def sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor | None:
+    """Same contract as ``dpp._sample_projection``; None if the kernel cannot run."""
+    batch, num = K.shape[:2]
+    c = K.new_empty(batch, k, num)
+    chosen = torch.empty(batch, k, dtype=torch.long, device=K.device)
+    arguments = (K.contiguous(), clocks.contiguous(), c, chosen, batch)
+    done = launch(_projection, batch, arguments, projection_settings(num, k))
+    return chosen if done else None
+
+
+def projection_settings(num: int, k: int) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    return {"NUM": num, "K": k, "SMALLEST": SMALLEST_PROBABILITY, **tile(num)}
 
 
 def tile(num: int) -> dict[str, Any]:
@@ -167,3 +199,75 @@ if INSTALLED:
                 gain = tl.full([BLOCK], float("-inf"), tl.float64)
             tl.store(gains + row * NUM + items, gain, mask=valid)
             tl.debug_barrier()  # the next turn reads c and gains across threads
+
+    @triton.jit
+    def _eigenvectors(  # type: ignore[no-untyped-def]
+        log_eigenvalues,
+        uniform,
+        log_e,
+        drawn,
+        batch,
+        NUM: tl.constexpr,
+        K: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):
+        image = tl.program_id(0).to(tl.int64)
+        log_eigenvalues += image * NUM
+        log_e += image * (NUM + 1) * (K + 1)  # log_e[n, r] is log e_r(lambda_1..lambda_n)
+        degrees = tl.arange(0, BLOCK)
+        valid = degrees <= K
+        row = tl.where(degrees == 0, 0.0, float("-inf")).to(tl.float64)
+        tl.store(log_e + degrees, row, mask=valid)
+        tl.debug_barrier()
+        for n in range(1, NUM + 1):
+            above = log_e + (n - 1) * (K + 1) + degrees - 1
+            without = row
+            with_n = tl.load(above, mask=valid & (degrees > 0), other=float("-inf"))
+            with_n += tl.load(log_eigenvalues + n - 1)
+            larger = tl.maximum(without, with_n)
+            smaller = tl.minimum(without, with_n)
+            row = larger + tl.log(1.0 + tl.exp(smaller - larger))
+            row = tl.where(larger == float("-inf"), larger, row)
+            tl.store(log_e + n * (K + 1) + degrees, row, mask=valid)
+            tl.debug_barrier()  # the next row is read one to the left
+        missing = K
+        for step in range(NUM):
+            n = NUM - step
+            if missing > 0:
+                log_with = tl.load(log_eigenvalues + n - 1)
+                log_with += tl.load(log_e + (n - 1) * (K + 1) + missing - 1)
+                log_all = tl.load(log_e + n * (K + 1) + missing)
+                if tl.log(tl.load(uniform + (n - 1) * batch + image)) < log_with - log_all:
+                    tl.store(drawn + image * K + missing - 1, (n - 1).to(tl.int64))
+                    missing -= 1
+
+    @triton.jit
+    def _projection(  # type: ignore[no-untyped-def]
+        L,
+        clocks,
+        c,
+        chosen,
+        batch,
+        NUM: tl.constexpr,
+        K: tl.constexpr,
+        SMALLEST: tl.constexpr,
+        BLOCK: tl.constexpr,
+        ROWS: tl.constexpr,
+    ):
+        image = tl.program_id(0).to(tl.int64)
+        L += image * NUM * NUM
+        c += image * K * NUM
+        items = tl.arange(0, BLOCK)
+        valid = items < NUM
+        probability = tl.load(L + items * (NUM + 1), mask=valid, other=0.0)
+        taken = ~valid
+        for t in range(K):
+            clock = tl.load(clocks + (t * batch + image) * NUM + items, mask=valid, other=1.0)
+            probability = tl.maximum(probability, SMALLEST)
+            rate = tl.where(taken, -1.0, probability / clock)
+            j = tl.argmax(rate, axis=0)
+            tl.store(chosen + image * K + t, j.to(tl.int64))
+            largest = tl.sum(tl.where(items == j, probability, 0.0), axis=0)
+            taken = taken | (items == j)
+            probability = _conditioned(L + j * NUM, c, j, t, probability, largest, NUM, BLOCK, ROWS)
+            tl.debug_barrier()  # the next step reads c across threads

@@ -7,7 +7,9 @@ arXiv 2303.12736. Equation numbers are those of its supplement.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Generator, Tensor
 
 from .._check import check_choice, check_share
 from .._device import is_traced, widest_dtype
-from . import _numba, _triton, _triton_kdpp, frozen
+from .._versions import numbers
+from . import _numba, _triton, frozen
 from .base import Grid, Masking
 from .kernels import (
     ENCODER,
@@ -91,7 +94,7 @@ class DPPMasking(Masking):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        check_choice("method", method, METHODS)
+        self.method = check_choice("method", method, METHODS)
         if method == "exact" and tau is not None:
             raise ValueError(f"tau applies to method='greedy' only, got tau={tau}")
         if method == "greedy":
@@ -104,7 +107,6 @@ class DPPMasking(Masking):
                 raise ValueError(f"features must be {_ALLOWED}, got {features!r}")
         elif not callable(features):
             raise TypeError(f"features must be {_ALLOWED}, got {features!r}")
-        self.method = method
         self.tau = tau
         self.kernel = kernel
         self.bandwidth = bandwidth
@@ -174,15 +176,9 @@ class DPPMasking(Masking):
         height, width = images.shape[2] // grid[0], images.shape[3] // channels // grid[1]
         side = unit_sides(height, width, self.features)
         bandwidth = 0.0 if self.bandwidth is None else in_range(self.bandwidth)
+        cosine, threshold = self.kernel == "cosine", max(self.tau, SMALLEST_GAIN)
         return _numba.greedy_from_pixels(
-            images,
-            channels,
-            grid,
-            side,
-            None if self.kernel == "cosine" else bandwidth,
-            k,
-            max(self.tau, SMALLEST_GAIN),
-            noise,
+            images, channels, grid, side, cosine, bandwidth, k, threshold, noise
         )
 
     def similarity(self, images: Tensor, grid: Grid) -> Tensor:
@@ -413,9 +409,24 @@ def sample_kdpp_dual(features: Tensor, k: int, generator: Generator | None = Non
 
 def _eigh(L: Tensor) -> tuple[Tensor, Tensor]:
     if L.is_cuda and L.shape[1] > 32:
-        _triton_kdpp.warn_if_eigh_is_a_loop(torch.__version__)
+        _warn_if_eigh_is_a_loop(torch.__version__)
     eigenvalues, eigenvectors = torch.linalg.eigh(L.to(widest_dtype(L.device)))
     return eigenvalues, eigenvectors
+
+
+@cache
+def _warn_if_eigh_is_a_loop(torch_version: str) -> None:
+    """Where ``eigh`` on CUDA takes the matrices of a batch, larger than 32 x 32, one by one.
+
+    Fixed in torch 2.12, see https://github.com/pytorch/pytorch/issues/175585.
+    """
+    if numbers(torch_version) < [2, 12, 0]:
+        warnings.warn(
+            f"torch {torch_version} decomposes the kernels of a batch one by one on a GPU, which "
+            "makes method='exact' slow; torch>=2.12 does not",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _sample(
@@ -426,12 +437,12 @@ def _sample(
     random: Any = {"dtype": eigenvalues.dtype, "device": eigenvalues.device}
     uniform = torch.rand((rank, batch), generator=generator, **random)
     spanned = _fused(
-        _triton_kdpp.sample_eigenvectors, _sample_eigenvectors, eigenvalues.log(), k, uniform
+        _triton.sample_eigenvectors, _sample_eigenvectors, eigenvalues.log(), k, uniform
     )
     basis = eigenvectors.gather(2, spanned[:, None].expand(-1, num, -1))
     # Of exponential clocks with rates p_j the first to ring is j with probability p_j.
     clocks = torch.empty((k, batch, num), **random).exponential_(generator=generator)
-    return _fused(_triton_kdpp.sample_projection, _sample_projection, basis @ basis.mT, k, clocks)
+    return _fused(_triton.sample_projection, _sample_projection, basis @ basis.mT, k, clocks)
 
 
 def _sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor:
@@ -446,7 +457,7 @@ def _sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor:
         ``(B, k)`` long, without repetition.
     """
     batch, num = K.shape[:2]
-    smallest = _triton_kdpp.SMALLEST_PROBABILITY
+    smallest = _triton.SMALLEST_PROBABILITY
     rows = torch.arange(batch, device=K.device)
     probability = K.diagonal(dim1=1, dim2=2).clamp(min=smallest)
     c = K.new_zeros(batch, k, num)

@@ -39,7 +39,7 @@ def check_kernel(kernel: str, bandwidth: float | None) -> None:
 
 def in_range(bandwidth: float) -> float:
     """The nearest bandwidth whose square neither vanishes nor overflows in float32."""
-    return min(max(bandwidth, 1e-18), 1e18)
+    return min(max(float(bandwidth), 1e-18), 1e18)
 
 
 def unit_sides(height: int, width: int, features: str) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from mim_plugins.masking import (
     RandomMasking,
     _numba,
     _triton,
-    _triton_kdpp,
     dpp,
     greedy_map,
     sample_kdpp,
@@ -27,7 +26,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 INTERPRETED = """
 import torch
-from mim_plugins.masking import _triton, _triton_kdpp, dpp
+from mim_plugins.masking import _triton, dpp
 from mim_plugins.masking.dpp import _greedy_map_torch
 torch.manual_seed(0)
 generator = torch.Generator().manual_seed(0)
@@ -42,17 +41,17 @@ for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3,
         values, vectors = torch.linalg.eigh(L.double())
         arguments = (values.clamp(min=1e-10).log(), k, torch.rand(num, batch).double())
         spanned = dpp._sample_eigenvectors(*arguments)
-        assert torch.equal(_triton_kdpp.sample_eigenvectors(*arguments), spanned)
+        assert torch.equal(_triton.sample_eigenvectors(*arguments), spanned)
         basis = vectors.gather(2, spanned[:, None].expand(-1, num, -1))
         clocks = torch.empty(k, batch, num).double().exponential_(generator=generator)
         arguments = (basis @ basis.mT, k, clocks)
         chosen = dpp._sample_projection(*arguments)
-        assert torch.equal(_triton_kdpp.sample_projection(*arguments), chosen)
+        assert torch.equal(_triton.sample_projection(*arguments), chosen)
         assert all(len(set(row)) == k for row in chosen.tolist())
         basis[:, :, k // 2 :] = 0  # eigenvalues of zero
         arguments = (basis @ basis.mT, k, clocks)
         chosen = dpp._sample_projection(*arguments)
-        assert torch.equal(_triton_kdpp.sample_projection(*arguments), chosen)
+        assert torch.equal(_triton.sample_projection(*arguments), chosen)
         assert all(len(set(row)) == k for row in chosen.tolist())
 """
 
@@ -90,11 +89,11 @@ def test_greedy_kernel_compiles_without_a_gpu(num: int, k: int, sets: int, capab
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(("num", "k"), [(196, 49), (784, 196)])
 def test_exact_kernels_compile_without_a_gpu(num: int, k: int, capability: int) -> None:
-    settings = _triton_kdpp.eigenvector_settings(num, k)
-    kernel = _triton_kdpp._eigenvectors
+    settings = _triton.eigenvector_settings(num, k)
+    kernel = _triton._eigenvectors
     assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
-    settings = _triton_kdpp.projection_settings(num, k)
-    kernel = _triton_kdpp._projection
+    settings = _triton.projection_settings(num, k)
+    kernel = _triton._projection
     assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
 
 
@@ -161,11 +160,11 @@ def test_gpu_kernels_sample_as_the_torch_path() -> None:
     numbers = (values.clamp(min=1e-10).log(), 49, torch.rand(196, 16).double())
     spanned = dpp._sample_eigenvectors(*numbers)
     on_gpu = [n.cuda() if isinstance(n, torch.Tensor) else n for n in numbers]
-    assert torch.equal(_triton_kdpp.sample_eigenvectors(*on_gpu).cpu(), spanned)
+    assert torch.equal(_triton.sample_eigenvectors(*on_gpu).cpu(), spanned)
     basis = vectors.gather(2, spanned[:, None].expand(-1, 196, -1))
     K, clocks = basis @ basis.mT, torch.empty(49, 16, 196).double().exponential_()
     chosen = dpp._sample_projection(K, 49, clocks)
-    assert torch.equal(_triton_kdpp.sample_projection(K.cuda(), 49, clocks.cuda()).cpu(), chosen)
+    assert torch.equal(_triton.sample_projection(K.cuda(), 49, clocks.cuda()).cpu(), chosen)
 
 
 @needs_gpu
