@@ -16,7 +16,7 @@ from functools import partial, wraps
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -39,16 +39,11 @@ class Remedy:
 
     name: str
     description: str
+    state = ""  # once applied: "active", "not needed", "switched off" or "broken"
     mend: Callable[[], None] | None = None  # it cannot be mended from here
 
     def is_broken(self) -> bool:
         raise NotImplementedError
-
-
-class Status(NamedTuple):
-    name: str
-    state: str  # "active", "not needed", "switched off" or "broken"
-    description: str
 
 
 def _fails(error: type[Exception], function: Callable, *args: Any, **kwargs: Any) -> bool:
@@ -180,12 +175,11 @@ class AmpOnCpu(Remedy):
 
 
 REMEDIES = (PkgResources(), FindLoader(), CollateScope(), SafeLoad(), AdjustHue(), AmpOnCpu())
-_status: list[Status] = []
 
 
 def apply() -> None:
     """Apply every remedy that is needed and not switched off; once, at import."""
-    if _status:
+    if all(remedy.state for remedy in REMEDIES):
         return
     off = {name.strip() for name in os.environ.get(SWITCH, "").split(",")}
     unknown = off - {remedy.name for remedy in REMEDIES} - {"", "all"}
@@ -194,16 +188,15 @@ def apply() -> None:
         raise ValueError(f"{SWITCH} may name 'all' or {names}; got {', '.join(sorted(unknown))}")
     for remedy in REMEDIES:
         if not remedy.is_broken():
-            state = "not needed"
+            remedy.state = "not needed"
         elif remedy.name in off or "all" in off:
-            state = "switched off"
+            remedy.state = "switched off"
         elif remedy.mend is None:
-            state = "broken"
+            remedy.state = "broken"
         else:
             remedy.mend()
-            state = "active"
-        _status.append(Status(remedy.name, state, remedy.description))
-    active = [status.name for status in _status if status.state == "active"]
+            remedy.state = "active"
+    active = [remedy.name for remedy in REMEDIES if remedy.state == "active"]
     # Data-loader workers and other ranks import this too: one line is enough.
     first = multiprocessing.parent_process() is None and os.environ.get("RANK", "0") == "0"
     if active and first:
@@ -214,6 +207,6 @@ def apply() -> None:
         )
 
 
-def status() -> list[Status]:
-    """What was found and done, one entry per remedy."""
-    return list(_status)
+def status() -> tuple[Remedy, ...]:
+    """What was found and done: the remedies, each with its ``state``."""
+    return REMEDIES

@@ -99,7 +99,7 @@ def test_pretrain_resume_probe_fine_tune_and_test(photo_folder: Path, tmp_path: 
 @pytest.mark.slow
 def test_checkpoints_of_stock_runs_load(photo_folder: Path, tmp_path: Path) -> None:
     """Without the plugin stock tools write checkpoints that they cannot resume; with it they do."""
-    if ("find_loader", "active") in [status[:2] for status in remedies.status()]:
+    if ("find_loader", "active") in [(remedy.name, remedy.state) for remedy in remedies.status()]:
         pytest.skip("without the plugin mmengine does not train on this Python")
     stock = tmp_path / "stock.py"
     data = "train_dataloader = " + loader(photo_folder, "train", 16, CROP)
