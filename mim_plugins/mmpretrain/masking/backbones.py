@@ -209,7 +209,7 @@ class MaskedMAEHiViT(_Masked, MAEHiViT):
             self._check_masking(img_size, img_size)
         except ValueError as error:
             raise ValueError(f"img_size={img_size} does not suit the masks: {error}") from error
-        self._asked: tuple[Tensor, Any] | None = None
+        self._asked: PatchMask | None = None
 
     def forward(
         self, x: Tensor, mask: bool | PatchMask | Tensor | None = True
@@ -217,7 +217,7 @@ class MaskedMAEHiViT(_Masked, MAEHiViT):
         """As ``MAEHiViT``'s, with ``mask`` as of :class:`MaskedMAEViT`, one per image."""
         if mask is None or mask is False:
             return super().forward(x, mask=None)
-        self._asked = x, mask
+        self._asked = self._patch_mask(x, mask, self.num_patches)
         try:
             return super().forward(x)
         finally:
@@ -225,8 +225,8 @@ class MaskedMAEHiViT(_Masked, MAEHiViT):
 
     def masking_id(self, batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         """``ids_keep``, ``ids_restore`` and ``mask`` (1 = removed) for ``forward``."""
-        assert self._asked is not None
-        patch_mask = self._patch_mask(*self._asked, self.num_patches)
+        patch_mask = self._asked
+        assert patch_mask is not None
         if len(patch_mask.ids_shuffle) != batch_size:
             raise ValueError(
                 f"mask must have {batch_size} rows, the images, got {len(patch_mask.ids_shuffle)}"
