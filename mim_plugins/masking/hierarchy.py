@@ -96,14 +96,12 @@ class LatentHierarchy:
         row = {node: index for index, node in enumerate(self.nodes)}
         # Per height, upwards: the rows of its latents (they are contiguous) and their edges.
         self._levels = []
-        end = len(self.latents)
-        for height, group in groupby(reversed(self.latents), heights.__getitem__):
-            parents = list(group)[::-1]
-            rows = slice(end - len(parents), end)
-            end = rows.start
-            if height > 0:
-                edges = [(i, row[c]) for i, node in enumerate(parents) for c in self.graph[node]]
-                self._levels.append((rows, torch.tensor(edges).T))
+        shown = [node for node in self.latents if heights[node] > 0]
+        for _, group in groupby(shown, heights.__getitem__):
+            parents = list(group)
+            rows = slice(row[parents[0]], row[parents[-1]] + 1)
+            edges = [(i, row[c]) for i, node in enumerate(parents) for c in self.graph[node]]
+            self._levels.insert(0, (rows, torch.tensor(edges).T))
         self._ancestors_at: dict[tuple[int, torch.device], Tensor] = {}
 
     def __repr__(self) -> str:
