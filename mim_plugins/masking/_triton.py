@@ -57,13 +57,14 @@ def greedy_map(
     gains = torch.empty(num_sets * batch, num, dtype=torch.float64, device=L.device)
     chosen = torch.empty(num_sets * batch, k, dtype=torch.long, device=L.device)
     arguments = (L.contiguous(), noise.contiguous(), c, gains, chosen, threshold, batch)
-    settings = greedy_settings(num, k, random_start, num_sets)
-    return chosen if launch(_greedy, batch, arguments, settings) else None
+    own = settings(num, k, RANDOM_START=random_start, SETS=num_sets)
+    return chosen if launch(_greedy, batch, arguments, own) else None
 
 
-def greedy_settings(num: int, k: int, random_start: bool, num_sets: int) -> dict[str, Any]:
-    """What the greedy kernel is compiled for."""
-    return {"NUM": num, "K": k, "RANDOM_START": random_start, "SETS": num_sets, **tile(num)}
+def settings(num: int, k: int, **own: Any) -> dict[str, Any]:
+    """What a kernel on items is compiled for: also columns and rows of c held at a time."""
+    block = triton.next_power_of_2(num)
+    return {"NUM": num, "K": k, "BLOCK": block, "ROWS": max(1, min(16, 8192 // block)), **own}
 
 
 def sample_eigenvectors(log_eigenvalues: Tensor, k: int, uniform: Tensor) -> Tensor | None:
@@ -77,7 +78,7 @@ def sample_eigenvectors(log_eigenvalues: Tensor, k: int, uniform: Tensor) -> Ten
 
 
 def eigenvector_settings(num: int, k: int) -> dict[str, Any]:
-    """What the kernel is compiled for."""
+    """What the kernel on eigenvalues is compiled for."""
     return {"NUM": num, "K": k, "BLOCK": triton.next_power_of_2(k + 1)}
 
 
@@ -87,19 +88,8 @@ def sample_projection(K: Tensor, k: int, clocks: Tensor) -> Tensor | None:
     c = K.new_empty(batch, k, num)
     chosen = torch.empty(batch, k, dtype=torch.long, device=K.device)
     arguments = (K.contiguous(), clocks.contiguous(), c, chosen, batch)
-    done = launch(_projection, batch, arguments, projection_settings(num, k))
-    return chosen if done else None
-
-
-def projection_settings(num: int, k: int) -> dict[str, Any]:
-    """What the kernel is compiled for."""
-    return {"NUM": num, "K": k, "SMALLEST": SMALLEST_PROBABILITY, **tile(num)}
-
-
-def tile(num: int) -> dict[str, Any]:
-    """Columns and rows of c that a program holds at a time."""
-    block = triton.next_power_of_2(num)
-    return {"BLOCK": block, "ROWS": max(1, min(16, 8192 // block))}
+    own = settings(num, k, SMALLEST=SMALLEST_PROBABILITY)
+    return chosen if launch(_projection, batch, arguments, own) else None
 
 
 def launch(kernel: Any, programs: int, arguments: tuple, settings: dict[str, Any]) -> bool:

@@ -110,12 +110,11 @@ class Masking(ABC):
             _side(mask_unit, patch_size)
 
     def __repr__(self) -> str:
-        given = {
-            key: value
+        args = ", ".join(
+            f"{key}={value!r}"
             for key, value in vars(self).items()
             if value is not None and not key.startswith("_")
-        }
-        args = ", ".join(f"{key}={value!r}" for key, value in given.items())
+        )
         return f"{type(self).__name__}({args})"
 
     @abstractmethod

@@ -116,8 +116,8 @@ class DPPMasking(Masking):
     @property
     def needs_model(self) -> bool:
         """Whether ``features`` are a network's."""
-        names = self.features if isinstance(self.features, str) else ""
-        return names == ENCODER or names.startswith(frozen.PREFIX)
+        own = self.features
+        return isinstance(own, str) and (own == ENCODER or own.startswith(frozen.PREFIX))
 
     def with_encoder(self, encode: Callable[[Tensor], Tensor]) -> DPPMasking:
         """As :meth:`Masking.with_encoder`; itself unless ``features="encoder"``."""

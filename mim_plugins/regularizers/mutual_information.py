@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._check import check_bool, check_choice, check_int, check_positive, check_weight
+from ..masking.base import Grid
 from ..masking.kernels import unit_features
 from .bounds import club, gaussian_log_likelihood, infonce
 from .step import Step, Term, in_float32
@@ -44,7 +45,7 @@ class PatchSetNetwork(nn.Module):
         self.patch = _mlp(width, hidden_dim, hidden_dim)
         self.joint = _mlp(hidden_dim, hidden_dim, out_dim)
 
-    def forward(self, images: Tensor, selected: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, images: Tensor, selected: Tensor, grid: Grid) -> Tensor:
         """Of ``images (B, C, H, W)`` and ``selected (M * B, N)``: ``(M * B, D)`` float32.
 
         ``selected`` is 1 for the patches to look at, row by row of ``grid``; ``(B, N)``
@@ -223,9 +224,7 @@ class MutualInformationLoss(Term):
         bounds = self._infonce(queries[:, None], keys[None])
         return (bounds.sum() - bounds.trace()) / (num_masks * (num_masks - 1))
 
-    def _output(
-        self, queries: Tensor, images: Tensor, visible: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
+    def _output(self, queries: Tensor, images: Tensor, visible: Tensor, grid: Grid) -> Tensor:
         keys = self.target(images, ~visible, grid).view(len(queries), len(images), -1)
         return self._infonce(queries, keys).mean()
 
@@ -234,7 +233,7 @@ class MutualInformationLoss(Term):
         return infonce(queries, keys, temperature=temperature, gather_distributed=gather)
 
     def _input(
-        self, latents: Tensor, images: Tensor, visible: Tensor, grid: tuple[int, int]
+        self, latents: Tensor, images: Tensor, visible: Tensor, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         """CLUB, and the negative log-likelihood of the variational network."""
         num_masks, batch, each, dim = latents.shape
@@ -252,7 +251,7 @@ class MutualInformationLoss(Term):
         bound = club(latents, mean.detach(), log_variance.detach(), gather_distributed=gather)
         return bound, nll
 
-    def _pixels(self, step: Step) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def _pixels(self, step: Step) -> tuple[Tensor, Tensor, Grid]:
         """Images ``(B, C, H, W)``, visible patches ``(M * B, N)`` and the grid."""
         images, mask, num_masks = step.images, step.mask, step.num_masks
         if images is None or mask is None:

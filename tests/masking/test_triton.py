@@ -82,7 +82,7 @@ def compiled(kernel: Any, types: str, settings: dict[str, Any], capability: int)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(("num", "k", "sets"), [(49, 12, 1), (196, 49, 4), (3136, 784, 1)])
 def test_greedy_kernel_compiles_without_a_gpu(num: int, k: int, sets: int, capability: int) -> None:
-    settings = _triton.greedy_settings(num, k, True, sets)
+    settings = _triton.settings(num, k, RANDOM_START=True, SETS=sets)
     assert compiled(_triton._greedy, "*fp32 *fp32 *fp64 *fp64 *i64 fp32 i32", settings, capability)
 
 
@@ -92,7 +92,7 @@ def test_exact_kernels_compile_without_a_gpu(num: int, k: int, capability: int) 
     settings = _triton.eigenvector_settings(num, k)
     kernel = _triton._eigenvectors
     assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
-    settings = _triton.projection_settings(num, k)
+    settings = _triton.settings(num, k, SMALLEST=_triton.SMALLEST_PROBABILITY)
     kernel = _triton._projection
     assert compiled(kernel, "*fp64 *fp64 *fp64 *i64 i32", settings, capability)
 
