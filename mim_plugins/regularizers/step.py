@@ -70,8 +70,7 @@ class Step:
             ValueError: If ``token`` is neither, or ``"cls"`` and there is none.
         """
         check_choice("token", token, ("cls", "mean"))
-        has_class_token = self.class_token and self.num_prefix_tokens > 0
-        if token == "cls" and self.tokens.ndim == 3 and not has_class_token:
+        if token == "cls" and self.tokens.ndim == 3 and not self.class_token:
             raise ValueError("token='cls' needs an encoder with [CLS]; use token='mean'")
         mask = self.mask if self.sees_removed and token == "mean" else None
         return pool(self.tokens, token, self.num_prefix_tokens, mask)

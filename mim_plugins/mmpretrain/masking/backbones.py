@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.model import BaseModule
 from mmpretrain.models.selfsup import MAEHiViT, MAEViT
 from mmpretrain.registry import MODELS, TASK_UTILS
 from torch import Tensor
@@ -17,12 +18,10 @@ from ..encoders import with_encoder
 def build_masking(
     masking: dict | Masking | None, mask_generator: dict | Masking | None = None
 ) -> Masking:
-    """Build the masking of a model, which owns ratio and patch size.
+    """The masking of a model, which owns ratio and patch size; None is ``RandomMasking``.
 
-    Args:
-        masking: A config of a masking in TASK_UTILS, a masking, or None for
-            ``RandomMasking``. A config's ``base`` may be a config too.
-        mask_generator: The old name of ``masking``.
+    A config is one in TASK_UTILS; its ``base`` may be a config too. ``mask_generator`` is the
+    old name of ``masking``.
 
     Raises:
         TypeError: If ``masking`` is something else, or both names are given.
@@ -46,12 +45,21 @@ def build_masking(
     return masking
 
 
-class _Masked:
+class _Masked(BaseModule):
     """A backbone of MAE whose masks are drawn by its ``masking``."""
 
-    masking: Masking
     mask_ratio: float
     _patch_size: int
+
+    def __init__(
+        self,
+        *args: Any,
+        masking: dict | Masking | None = None,
+        mask_generator: dict | Masking | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.masking = with_encoder(build_masking(masking, mask_generator), self)
 
     def draw_mask(self, images: Tensor) -> PatchMask:
         """Masks of ``images``, at the ``mask_ratio`` that the backbone has now.
@@ -113,20 +121,13 @@ class MaskedMAEViT(_Masked, MAEViT):
         ValueError: If it disagrees with the backbone or does not suit ``img_size``.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        masking: dict | Masking | None = None,
-        mask_generator: dict | Masking | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         height, width = self.img_size
         rows, cols = self.patch_resolution
         if height // rows != width // cols:
             raise ValueError(f"patch_size must be square, got {height // rows} x {width // cols}")
         self._patch_size = height // rows
-        self.masking = with_encoder(build_masking(masking, mask_generator), self)
         self._check_masking(height, width)
 
     def forward(
@@ -192,17 +193,9 @@ class MaskedMAEHiViT(_Masked, MAEHiViT):
             several masks per image.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        img_size: int = 224,
-        masking: dict | Masking | None = None,
-        mask_generator: dict | Masking | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, img_size: int = 224, **kwargs: Any) -> None:
         super().__init__(*args, img_size=check_int("img_size", img_size), **kwargs)
         self._patch_size = self.patch_size
-        self.masking = with_encoder(build_masking(masking, mask_generator), self)
         if self.masking.num_masks > 1:
             raise ValueError(f"masking must draw one mask per image for HiViT, got {self.masking}")
         try:
