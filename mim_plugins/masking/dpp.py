@@ -102,7 +102,7 @@ class DPPMasking(Masking):
         check_kernel(kernel, bandwidth)
         if isinstance(features, str):
             if features.startswith(frozen.PREFIX):
-                frozen.model(features)  # made now
+                frozen.model(features)  # made now: errors come at construction
             elif features not in (*FEATURES, ENCODER):
                 raise ValueError(f"features must be {_ALLOWED}, got {features!r}")
         elif not callable(features):

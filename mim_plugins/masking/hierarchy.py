@@ -95,7 +95,7 @@ class LatentHierarchy:
 
         row = {node: index for index, node in enumerate(self.nodes)}
         # Per height, upwards: the rows of its latents (they are contiguous) and their edges.
-        self._levels = []
+        self._levels: list[tuple[slice, Tensor]] = []
         shown = [node for node in self.latents if heights[node] > 0]
         for _, group in groupby(shown, heights.__getitem__):
             parents = list(group)
