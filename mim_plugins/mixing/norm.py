@@ -48,11 +48,11 @@ class SplitBatchNorm(nn.BatchNorm2d):
         def repeated(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.repeat(parts)
 
+        momentum = 0.0 if self.momentum is None else self.momentum
         if self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
         mean, var = repeated(self.running_mean), repeated(self.running_var)
         # Parts side by side, as more channels.
         wide = x.reshape(len(x) // parts, parts * x.shape[1], *x.shape[2:])

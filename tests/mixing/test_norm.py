@@ -8,7 +8,16 @@ from mim_plugins.mixing import SplitBatchNorm
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("arguments", [{}, {"affine": False}, {"track_running_stats": False}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"affine": False},
+        {"momentum": None},
+        {"track_running_stats": False},
+        {"track_running_stats": False, "momentum": None},
+    ],
+)
 def test_each_part_has_its_own_statistics(layout: torch.memory_format, arguments: dict) -> None:
     torch.manual_seed(0)
     split = SplitBatchNorm(3, num_splits=2, **arguments).double()
