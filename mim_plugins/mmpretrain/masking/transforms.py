@@ -138,10 +138,10 @@ class MaskGenerator(BaseTransform):
         if isinstance(image, list | tuple):  # BEiT: the image and its target
             image = image[0]
         rows, cols = self.grid
-        if isinstance(image, Tensor) and image.ndim == 3 and not self._fits(image.shape[:2]):
-            image = image.permute(1, 2, 0)
+        if isinstance(image, Tensor) and image.ndim == 3 and image.shape[0] < image.shape[2]:
+            image = image.permute(1, 2, 0)  # fewer channels than columns
         image = np.asarray(image)
-        if image.ndim not in (2, 3) or not self._fits(image.shape[:2]):
+        if image.ndim not in (2, 3) or image.shape[0] % rows or image.shape[1] % cols:
             raise ValueError(
                 f"{type(self).__name__} needs an image divisible into {rows} x {cols} masking "
                 f"units, got {' x '.join(map(str, image.shape))} with input_size="
@@ -151,9 +151,6 @@ class MaskGenerator(BaseTransform):
         order = np.random.permutation(self.num_units)  # noqa: NPY002
         results["mask"] = self._mask(image, order)
         return results
-
-    def _fits(self, sides: tuple[int, ...]) -> bool:
-        return not any(side % units for side, units in zip(sides, self.grid, strict=True))
 
     def _mask(self, image: np.ndarray, order: np.ndarray) -> np.ndarray:
         noise = np.empty((1, self.num_units))

@@ -134,7 +134,7 @@ def test_images_of_every_form() -> None:
 
     generator = DPPMaskGenerator(64, 8, 8, mask_ratio=0.5, tau=0.0)
 
-    def draw(image: object) -> np.ndarray:
+    def draw(image: object, generator: MaskGenerator = generator) -> np.ndarray:
         np.random.seed(0)  # noqa: NPY002
         return generator({"img": image})["mask"]
 
@@ -148,6 +148,9 @@ def test_images_of_every_form() -> None:
         np.asfortranarray(image),
     ):
         np.testing.assert_array_equal(draw(same), draw(image))
+    three_rows = DPPMaskGenerator((24, 64), 8, 8, mask_ratio=0.5, tau=0.0)  # as many as channels
+    first = torch.from_numpy(image[:24]).permute(2, 0, 1)
+    np.testing.assert_array_equal(draw(first, three_rows), draw(image[:24], three_rows))
     np.testing.assert_array_equal(draw(image[..., 0]), draw(image[..., :1]))
     np.testing.assert_array_equal(draw(Image.fromarray(image[..., 0])), draw(image[..., :1]))
 
