@@ -8,19 +8,16 @@ from typing import Any
 import torch
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
-from mmpretrain.models.selfsup import MILAN, MixMIM, SparK
-from mmpretrain.models.utils.sparse_modules import SparseHelper
 from mmpretrain.registry import HOOKS
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..._check import check_int
 from ..._observe import observing
 from ...analysis.mosaic import mask_mosaic
-from ...analysis.pixels import grid_of, with_statistics_of
 from .features import StepCapture, first_view, unwrap
 from .hook import IntervalHook
-from .reconstruction import _pixels
+from .reconstruction import _pixels, step_mask, step_reconstruction
 
 
 @HOOKS.register_module()
@@ -116,57 +113,3 @@ def _picture(model: Any, data: dict, kept: dict[str, Any], number: int) -> Tenso
         mask[:number],
         None if reconstruction is None else _pixels(model, reconstruction[:number]),
     )
-
-
-def step_mask(model: nn.Module, data: dict, kept: dict[str, Any], user: str) -> Tensor:
-    """The masks of a step, ``(B, rows, columns)`` bool, True = removed.
-
-    Args:
-        model: The algorithm.
-        data: What its preprocessor returned.
-        kept: With what its ``backbone`` returned.
-        user: Who needs them.
-
-    Raises:
-        TypeError: If there are none.
-    """
-    samples, encoded = data.get("data_samples"), kept.get("backbone")
-    images = first_view(data["inputs"])
-    if samples and "mask" in samples[0]:
-        return torch.stack([torch.as_tensor(sample.mask) for sample in samples]).bool()
-    if isinstance(model, SparK):
-        return ~SparseHelper._cur_active[:, 0]
-    if isinstance(encoded, tuple) and len(encoded) > 1:
-        if isinstance(model, MILAN):
-            _, ids_restore, _, ids_dump = encoded[:4]
-            mask = torch.zeros_like(ids_restore, dtype=torch.bool).scatter(1, ids_dump, True)
-        else:
-            mask = encoded[1].flatten(1).bool()
-        rows, columns = grid_of(mask.shape[1], *images.shape[2:])
-        # One mask for all (MixMIM), one for each, or several (the first views come first).
-        return mask.expand(len(images), -1)[: len(images)].view(-1, rows, columns)
-    raise TypeError(
-        f"{user} found no masks: {type(model).__name__} neither has them in its data samples nor "
-        "returns them from its backbone as MAE does"
-    )
-
-
-def step_reconstruction(model: Any, images: Tensor, kept: dict[str, Any]) -> Tensor | None:
-    """What a step predicted, as preprocessed images ``(B, 3, H, W)``; None if not pixels."""
-    predicted, head = kept.get("neck"), model.head
-    if not isinstance(predicted, Tensor):
-        return None
-    predicted = predicted.float()
-    if predicted.ndim == 3 and hasattr(head, "unpatchify"):
-        if isinstance(model, MixMIM):  # its neck predicts both images of every mixture
-            mask = kept["backbone"][1]
-            first, second = predicted.chunk(2)
-            predicted = first * mask + second.flip(0) * (1 - mask)
-        if predicted.shape[1:] != head.patchify(images[:1]).shape[1:]:
-            return None
-        predicted = head.unpatchify(predicted)[: len(images)]
-    if predicted.shape != images.shape:
-        return None
-    if getattr(head, "norm_pix", False):
-        predicted = with_statistics_of(predicted, images, head.patch_size)
-    return predicted

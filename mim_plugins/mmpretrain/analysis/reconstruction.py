@@ -1,4 +1,4 @@
-"""What a stock MAE or SimMIM reconstructs, as pixels."""
+"""What a step masks and reconstructs; what a stock MAE or SimMIM makes of images, as pixels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmpretrain.models import VisionTransformer
-from mmpretrain.models.selfsup import MAE, SimMIM
-from torch import Tensor
+import torch.nn.functional as F
+from mmpretrain.models.selfsup import MAE, MILAN, MixMIM, SimMIM, SparK
+from mmpretrain.models.utils.sparse_modules import SparseHelper
+from torch import Tensor, nn
 
-from ...analysis.pixels import with_statistics_of
-from .features import unwrap
+from ...analysis.pixels import grid_of, with_statistics_of
+from ...masking import PatchMask
+from .features import first_view, unwrap
 
 
 @torch.no_grad()
@@ -36,82 +38,111 @@ def reconstruct(
         their own mean and variance are taken from the image.
 
     Raises:
-        TypeError: If the model is neither MAE nor SimMIM, or its neck or head is not theirs.
+        TypeError: If the model is neither MAE nor SimMIM, or predicts no pixels.
         ValueError: If ``masked`` and a sample of SimMIM has no mask.
     """
     model = unwrap(model)
+    data = {"inputs": inputs, "data_samples": data_samples}
     if isinstance(model, MAE):
-        predicted, mask = _mae(model, inputs, masked)
+        encoded = model.backbone(inputs) if masked else _encode_all(model.backbone, inputs)
+        predicted = model.neck(encoded[0], encoded[2])
     elif isinstance(model, SimMIM):
-        predicted, mask = _simmim(model, inputs, data_samples, masked)
+        rows, columns = (side // model.head.patch_size for side in inputs.shape[2:])
+        mask = inputs.new_zeros(len(inputs), rows, columns)
+        if masked:
+            if not data_samples or any("mask" not in sample for sample in data_samples):
+                raise ValueError(
+                    "data_samples must hold the masks of SimMIM: put its SimMIMMaskGenerator into "
+                    "the test pipeline, before PackInputs"
+                )
+            mask = step_mask(model, data, {}, "reconstruct").to(inputs)
+        encoded = model.backbone(inputs, mask)
+        predicted = model.neck(encoded[0])
     else:
         raise TypeError(f"model must be a MAE or SimMIM, got {type(model).__name__}")
+    kept = {"backbone": encoded, "neck": predicted}
+    reconstruction = step_reconstruction(model, inputs, kept)
+    if reconstruction is None:
+        raise TypeError(
+            f"model must predict pixels, got a {type(model).__name__} with "
+            f"{type(model.neck).__name__} and {type(model.head).__name__}"
+        )
     if masked:
-        predicted = torch.where(mask, predicted, inputs)
-    return _pixels(model, predicted), _pixels(model, inputs)
+        removed = step_mask(model, data, kept, "reconstruct")[:, None].to(inputs)
+        removed = F.interpolate(removed, inputs.shape[2:], mode="nearest").bool()
+        reconstruction = torch.where(removed, reconstruction, inputs)
+    return _pixels(model, reconstruction), _pixels(model, inputs)
 
 
-def _mae(model: MAE, inputs: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
-    """Prediction and mask, both ``(B, 3, H, W)``."""
-    head = model.head
-    for method in ("patchify", "unpatchify", "construct_target"):
-        if not hasattr(head, method):
-            raise TypeError(f"head must be a MAEPretrainHead, got {type(head).__name__}")
-    latent, mask, ids_restore = (
-        model.backbone(inputs) if masked else _encode_all(model.backbone, inputs)
-    )
-    # Of several masks per image (ComplementaryMasking) the first.
-    patches = model.neck(latent, ids_restore)[: len(inputs)]
-    mask = mask[: len(inputs)]
-    mask = mask[:, :, None].expand_as(patches)
-    predicted = head.unpatchify(patches)
-    if head.norm_pix:
-        predicted = with_statistics_of(predicted, inputs, head.patch_size)
-    return predicted, head.unpatchify(mask).bool()
-
-
-def _encode_all(backbone: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a MAE backbone returns for masks that remove nothing."""
-    if isinstance(backbone, VisionTransformer):
-        latent = backbone(inputs, mask=None)[-1]
-        if latent.ndim != 3 or not backbone.final_norm:
-            raise TypeError("backbone must have out_type='raw' and final_norm=True, as MAEViT has")
-        patches = latent.shape[1] - backbone.num_extra_tokens
-        ids_restore = torch.arange(patches, device=inputs.device).expand(len(inputs), patches)
-        return latent, torch.zeros_like(ids_restore, dtype=inputs.dtype), ids_restore
-    # HiViT pools its tokens where it does not mask: it is given a mask that removes nothing.
-    ids = torch.arange(backbone.num_patches, device=inputs.device)
-
-    def keep_all(batch_size: int, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        every = ids.expand(batch_size, -1)
-        return every, every, torch.zeros_like(every, dtype=inputs.dtype)
-
-    backbone.masking_id = keep_all
+def _encode_all(backbone: Any, inputs: Tensor) -> Any:
+    """What a MAE backbone returns for masks that remove nothing, whichever way it draws them."""
+    ids = torch.arange(backbone.num_patches, device=inputs.device).expand(len(inputs), -1)
+    none = torch.zeros_like(ids, dtype=inputs.dtype)
+    stand_ins = {
+        "random_masking": lambda tokens, ratio: (tokens, none, ids),  # MAEViT, MFFViT
+        "masking_id": lambda batch_size, ratio: (ids, ids, none),  # MAEHiViT
+        "draw_mask": lambda images: PatchMask(ids, ids.shape[1]),  # MaskedMAEViT, MaskedMAEHiViT
+    }
+    vars(backbone).update(stand_ins)
     try:
         return backbone(inputs)
     finally:
-        del backbone.masking_id  # the instance's; the class has its own
+        for name in stand_ins:
+            del vars(backbone)[name]  # the instance's; the class has its own
 
 
-def _simmim(
-    model: SimMIM, inputs: Tensor, data_samples: Sequence | None, masked: bool
-) -> tuple[Tensor, Tensor]:
-    """Prediction and mask, ``(B, 3, H, W)`` and ``(B, 1, H, W)``."""
-    rows, cols = (side // model.head.patch_size for side in inputs.shape[2:])
-    if masked:
-        if data_samples is None or any("mask" not in sample for sample in data_samples):
-            raise ValueError(
-                "data_samples must hold the masks of SimMIM: put its SimMIMMaskGenerator into the "
-                "test pipeline, before PackInputs"
-            )
-        mask = torch.stack([torch.as_tensor(sample.mask) for sample in data_samples])
-        mask = mask.to(inputs.device)
-    else:
-        mask = torch.zeros(len(inputs), rows, cols, device=inputs.device)
-    predicted = model.neck(model.backbone(inputs, mask)[0])
-    side = model.head.patch_size
-    pixels = mask.repeat_interleave(side, 1).repeat_interleave(side, 2)
-    return predicted, pixels[:, None].bool()
+def step_mask(model: nn.Module, data: dict, kept: dict[str, Any], user: str) -> Tensor:
+    """The masks of a step, ``(B, rows, columns)`` bool, True = removed.
+
+    Args:
+        model: The algorithm.
+        data: What its preprocessor returned.
+        kept: With what its ``backbone`` returned.
+        user: Who needs them.
+
+    Raises:
+        TypeError: If there are none.
+    """
+    samples, encoded = data.get("data_samples"), kept.get("backbone")
+    images = first_view(data["inputs"])
+    if samples and "mask" in samples[0]:
+        return torch.stack([torch.as_tensor(sample.mask) for sample in samples]).bool()
+    if isinstance(model, SparK):
+        return ~SparseHelper._cur_active[:, 0]
+    if isinstance(encoded, tuple) and len(encoded) > 1:
+        if isinstance(model, MILAN):
+            _, ids_restore, _, ids_dump = encoded[:4]
+            mask = torch.zeros_like(ids_restore, dtype=torch.bool).scatter(1, ids_dump, True)
+        else:
+            mask = encoded[1].flatten(1).bool()
+        # One mask for all (MixMIM), one for each, or several, of which the first.
+        mask = mask[: len(images)].expand(len(images), -1)
+        return mask.unflatten(1, grid_of(mask.shape[1], *images.shape[2:]))
+    raise TypeError(
+        f"{user} found no masks: {type(model).__name__} neither has them in its data samples nor "
+        "returns them from its backbone as MAE does"
+    )
+
+
+def step_reconstruction(model: Any, images: Tensor, kept: dict[str, Any]) -> Tensor | None:
+    """What a step predicted, as preprocessed images ``(B, 3, H, W)``; None if not pixels."""
+    predicted, head = kept.get("neck"), model.head
+    if not isinstance(predicted, Tensor):
+        return None
+    predicted = predicted.float()
+    if predicted.ndim == 3 and hasattr(head, "unpatchify"):
+        if isinstance(model, MixMIM):  # its neck predicts both images of every mixture
+            mask = kept["backbone"][1]
+            first, second = predicted.chunk(2)
+            predicted = first * mask + second.flip(0) * (1 - mask)
+        if predicted.shape[1:] != head.patchify(images[:1]).shape[1:]:
+            return None
+        predicted = head.unpatchify(predicted)[: len(images)]
+    if predicted.shape != images.shape:
+        return None
+    if getattr(head, "norm_pix", False):
+        predicted = with_statistics_of(predicted, images, head.patch_size)
+    return predicted
 
 
 def _pixels(model: Any, images: Tensor) -> Tensor:

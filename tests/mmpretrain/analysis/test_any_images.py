@@ -146,3 +146,20 @@ def test_one_call_draws_the_picture_of_a_model() -> None:
         sample.set_field(torch.eye(8, dtype=torch.bool), "mask")
     given = mask_picture(model, {"inputs": images, "data_samples": samples}, num_images=1)
     assert given.shape == (128, 4 * 128 + 6, 3)
+
+
+def test_of_several_masks_the_first_is_shown() -> None:
+    """Complementary masks make several rows of masks and tokens of every image."""
+    masking = {"type": "ComplementaryMasking", "num_masks": 4}
+    algorithm = {"type": "RegularizedMAE", "regularizers": [{"type": "UniformityHead"}]}
+    model = build("MaskedMAEViT", algorithm, masking=masking)
+    images = torch.rand(3, 3, 64, 64)
+    torch.manual_seed(5)
+    picture = mask_picture(model, {"inputs": images}, num_images=2)
+    assert picture.shape == (2 * 128 + 2, 4 * 128 + 6, 3)
+    torch.manual_seed(5)
+    mask = model.backbone(images)[1][:2].bool().view(2, 8, 8)
+    where = mask.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    for row in range(2):
+        shown = picture[130 * row : 130 * row + 128, 130 : 130 + 128]
+        assert (shown[where[row]] == 128).all()

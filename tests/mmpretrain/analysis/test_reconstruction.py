@@ -153,8 +153,35 @@ def test_all_visible_hivit_gives_all_tokens_in_order(pixels: torch.Tensor) -> No
 
 def test_several_masks_per_image(pixels: torch.Tensor) -> None:
     model = mae("MaskedMAEViT", masking={"type": "ComplementaryMasking"})
-    predicted, images = reconstruct(model, preprocess(model, pixels), masked=True)
-    assert predicted.shape == images.shape
+    inputs = preprocess(model, pixels)
+    torch.manual_seed(3)
+    predicted, images = reconstruct(model, inputs, masked=True)
+    torch.manual_seed(3)
+    first = model.backbone(inputs)[1][:3].bool().view(3, 1, 8, 8)
+    removed = first.repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(images)
+    assert torch.equal(predicted[~removed], images[~removed])
+    assert (predicted[removed] != images[removed]).all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_features(masked: bool, pixels: torch.Tensor) -> None:
+    """MFF's backbone masks whatever it is asked for, and returns its weights besides."""
+    model = build(
+        "MFFViT", {"type": "MFF", "data_preprocessor": PREPROCESSOR}, out_indices=[0, 1]
+    ).eval()
+    inputs = preprocess(model, pixels)
+    torch.manual_seed(3)
+    predicted, _ = reconstruct(model, inputs, masked=masked)
+    torch.manual_seed(3)
+    model.backbone.mask_ratio = 0.75 if masked else 0.0
+    latent, mask, ids_restore, _ = model.backbone(inputs)
+    patches = model.neck(latent, ids_restore)
+    own = model.head.patchify(inputs)
+    patches = patches * (own.var(-1, keepdim=True) + 1e-6).sqrt() + own.mean(-1, keepdim=True)
+    patches = torch.where(mask[..., None].bool(), patches, own) if masked else patches
+    expected = model.head.unpatchify(patches).detach()
+    std, mean = torch.tensor(STD).view(3, 1, 1), torch.tensor(MEAN).view(3, 1, 1)
+    torch.testing.assert_close(predicted, (expected * std + mean) / 255, atol=1e-4, rtol=1e-4)
 
 
 def test_simmim(pixels: torch.Tensor) -> None:
@@ -180,3 +207,7 @@ def test_simmim(pixels: torch.Tensor) -> None:
 def test_other_algorithms_are_refused() -> None:
     with pytest.raises(TypeError, match="MAE or SimMIM, got Linear"):
         reconstruct(nn.Linear(1, 1), torch.rand(1, 3, 64, 64))
+    model = mae()
+    model.head = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="must predict pixels, got a MAE with .* and Linear"):
+        reconstruct(model, torch.rand(1, 3, 64, 64))
