@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
@@ -36,6 +38,15 @@ def check_versions(*modules: ModuleType, extra: str = "") -> None:
                 f"mim_plugins needs {name}>={bound}, found {version}: "
                 f"pip install --upgrade '{package}'"
             )
+
+
+@contextmanager
+def importing(needs: str, extra: str = "analysis") -> Iterator[None]:
+    """Where an import within fails: ImportError with what ``needs`` it, and what to install."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{needs}: pip install 'mim_plugins[{extra}]'") from error
 
 
 def numbers(version: str) -> list[int]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .._versions import importing
+
 
 def new_figure(rows: int, cols: int) -> tuple[Any, Any]:
     """A figure with ``(rows, cols)`` axes, independent of pyplot and its backend.
@@ -14,10 +16,8 @@ def new_figure(rows: int, cols: int) -> tuple[Any, Any]:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
+    with importing("plots need matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'mim_plugins[analysis]'") from error
     figure = Figure(figsize=(4.2 * cols, 3.2 * rows), layout="constrained")
     return figure, figure.subplots(rows, cols, squeeze=False)
 

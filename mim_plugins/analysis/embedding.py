@@ -8,18 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._versions import importing
 from ._figure import new_figure
-
-
-def _sklearn(module: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(
-            "t-SNE and linear separability need scikit-learn: pip install 'mim_plugins[analysis]'"
-        ) from error
 
 
 def tsne(features: Tensor, perplexity: float = 30.0, seed: int = 0) -> Tensor:
@@ -38,12 +28,13 @@ def tsne(features: Tensor, perplexity: float = 30.0, seed: int = 0) -> Tensor:
         ValueError: If ``features`` has another shape.
     """
     _check(features, 4)
-    standardised = (
-        _sklearn("preprocessing").StandardScaler().fit_transform(features.float().cpu().numpy())
-    )
-    embedding = _sklearn("manifold").TSNE(
-        perplexity=min(perplexity, len(features) / 3), init="pca", random_state=seed
-    )
+    with importing("t-SNE needs scikit-learn"):
+        from sklearn.manifold import TSNE
+        from sklearn.preprocessing import StandardScaler
+
+    standardised = StandardScaler().fit_transform(features.float().cpu().numpy())
+    perplexity = min(perplexity, len(features) / 3)
+    embedding = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return torch.from_numpy(embedding.fit_transform(standardised))
 
 
@@ -71,14 +62,16 @@ def linear_separability(features: Tensor, labels: Tensor, folds: int = 5, seed: 
         raise ValueError(
             f"folds must be at least 2 and at most the smallest class, {smallest}, got {folds}"
         )
-    model = _sklearn("pipeline").make_pipeline(
-        _sklearn("preprocessing").StandardScaler(),
-        _sklearn("linear_model").LogisticRegression(max_iter=1000),
-    )
-    selection = _sklearn("model_selection")
-    split = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
+    with importing("linear separability needs scikit-learn"):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedKFold, cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     x, y = features.float().cpu().numpy(), labels.cpu().numpy()
-    return float(selection.cross_val_score(model, x, y, cv=split).mean())
+    return float(cross_val_score(model, x, y, cv=split).mean())
 
 
 def _check(features: Tensor, least: int) -> None:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .._check import check_int, check_weight
+from .._versions import importing
 from ..masking.hierarchy import LatentHierarchy
 
 GRID = 8  # patches a side; cells of 2 x 2 patches, parts of 4 x 4
 MAX_OBJECTS = 8  # corners of the colour cube
-LEVELS = ("object", "part", "texture", "patch")
 
 
 class ImageLatents(NamedTuple):
@@ -208,12 +208,8 @@ def write_hierarchical_folder(
         ImportError: If Pillow is not installed.
         TypeError, ValueError: See :class:`HierarchicalImages`.
     """
-    try:
+    with importing("writing images needs Pillow"):
         from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "writing images needs Pillow: pip install 'mim_plugins[analysis]'"
-        ) from error
     root = Path(root)
     settings = f"{num_train} {num_test} {image_size} {num_objects} {noise} {seed}\n"
     done = root / ".complete"

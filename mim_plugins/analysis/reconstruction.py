@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._versions import check_versions
+from .._versions import check_versions, importing
 
 SCORES = ("mse", "psnr", "ssim", "fsim")
 SMALLEST_IMAGE = 16  # pixels: SSIM's window is 11 x 11, FSIM's coarsest wavelet 48 long
@@ -40,12 +40,8 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
         >>> reconstruction_scores(images, images)["ssim"]
         tensor([1., 1.])
     """
-    try:
+    with importing("reconstruction scores need piq"):
         import piq
-    except ImportError as error:
-        raise ImportError(
-            "reconstruction scores need piq: pip install 'mim_plugins[analysis]'"
-        ) from error
     check_versions(piq, extra="analysis")
     for name, value in (("reconstruction", reconstruction), ("images", images)):
         if not value.is_floating_point():
