@@ -8,7 +8,6 @@ from .abstraction import (
     mask_abstraction,
     plot_abstraction_profile,
 )
-from .alpha_req import alpha_req
 from .attention import attention_map, last_layer_attention, plot_attention
 from .class_distances import ClassDistances, class_distances, plot_class_distances
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
@@ -16,17 +15,15 @@ from .embedding import linear_separability, plot_embeddings, tsne
 from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
 from .history import History, plot_history, plot_spectra
 from .knn import knn_top1
-from .lidar import lidar
 from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
 from .mask_tradeoff import MaskTradeoff, mask_tradeoff, plot_mask_tradeoff
 from .mean_classifier import mean_classifier, mean_classifier_accuracy
 from .monitors import MONITORS, monitor
 from .mosaic import mask_mosaic
-from .rankme import rankme
 from .reconstruction import reconstruction_scores
 from .shared_latents import SharedLatents, shared_latents
-from .spectrum import effective_rank, singular_spectrum
+from .spectrum import alpha_req, effective_rank, lidar, rankme, singular_spectrum
 
 __all__ = [
     "MONITORS",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mim_plugins.analysis import MONITORS, alpha_req, lidar, rankme
+from mim_plugins.analysis.monitors import figures_of
 
 
 def orthogonal(n: int, k: int, seed: int = 0) -> Tensor:
@@ -87,11 +88,10 @@ def test_lidar_of_images_apart_in_k_directions() -> None:
 
 @pytest.mark.parametrize("name", ["rankme", "alpha_req", "lidar"])
 def test_as_monitors(name: str) -> None:
-    views = MONITORS[name].views or 1
-    features = torch.randn(6, views, 4, generator=torch.Generator().manual_seed(0))
-    assert list(MONITORS[name](features)) == [name]
-    assert math.isfinite(MONITORS[name](features.half())[name])
+    features = torch.randn(6, 10, 4, generator=torch.Generator().manual_seed(0))
+    assert list(figures_of(MONITORS[name], features)) == [name]
+    assert math.isfinite(figures_of(MONITORS[name], features.half())[name])
     features[2, 0, 1] = math.nan
-    assert math.isnan(MONITORS[name](features)[name])
+    assert math.isnan(figures_of(MONITORS[name], features)[name])
     with pytest.raises(ValueError, match="features must have shape"):
-        MONITORS[name].function(torch.zeros(4))
+        MONITORS[name](torch.zeros(4))

@@ -91,7 +91,7 @@ def extract_features(
         trainer: Gives the precision.
         module: Its ``backbone`` is called, or the module itself if it has none. Of lightly's
             ``MaskedVisionTransformer`` the tokens of whole images are pooled.
-        images: ``(B, C, H, W)``.
+        images: ``(B, C, H, W)``, on any device.
         features: Called instead as ``features(module, images)``.
         token: What is taken of tokens; see :func:`mim_plugins._pool.pool`.
 
@@ -99,7 +99,7 @@ def extract_features(
         ``(B, D)`` float32; feature maps are averaged.
     """
     precision = trainer.precision_plugin
-    images = precision.convert_input(images)  # bf16-true and its kin
+    images = precision.convert_input(images.to(module.device))  # bf16-true and its kin
     prefix = 1
     with observing(module), precision.forward_context():
         encoder = getattr(module, "backbone", None)

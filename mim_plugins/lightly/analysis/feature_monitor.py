@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from numbers import Number
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..._check import check_callable, check_choice, check_int
-from ..._observe import preserve_rng
+from ..._check import check_callable, check_choice
 from ..._pool import TOKENS
-from ...analysis.monitors import check_views, evenly_spaced, measure, monitors_of, views_of
+from ...analysis.monitors import FeatureWatch, check_dataset
 from ..batch import Getter, check_getter, images_of
 from .callback import Features, MonitorCallback, extract_features
 
@@ -67,16 +65,13 @@ class FeatureMonitor(MonitorCallback):
         name: str = "feature_monitor",
     ) -> None:
         super().__init__(name, every_n_epochs)
-        self.monitors = monitors_of(monitors)
+        self.watch = FeatureWatch(monitors, num_images, batch_size)
         if dataset is not None:
-            self._check_dataset(dataset)
-        self.num_images = check_int("num_images", num_images, 2)
+            check_dataset(dataset)
         self.dataset = dataset
         self.get_images = check_getter("images", images)
         self.features = check_callable("features", features)
         self.token = check_choice("token", token, TOKENS)
-        self.batch_size = check_int("batch_size", batch_size)
-        self.images: Tensor | None = None
 
     @property
     def state_key(self) -> str:
@@ -87,45 +82,21 @@ class FeatureMonitor(MonitorCallback):
         """Pick the images; measure the untrained features."""
         if not trainer.is_global_zero:
             return
-        dataset: Any = self.dataset
-        collate: Any = default_collate
+        dataset, collate = self.dataset, default_collate
         if dataset is None:
-            loader = trainer.train_dataloader
+            loader: Any = trainer.train_dataloader
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-            self._check_dataset(dataset)
-        views = views_of(self.monitors)
-        with preserve_rng(seed=0):
-            batch = collate(evenly_spaced(dataset, self.num_images, views))
-        self.images = images_of(batch, self.get_images).unflatten(0, (-1, views))
-        check_views(self.images, self.monitors)
+        self.watch.take(dataset, lambda items: images_of(collate(items), self.get_images))
         if trainer.global_step == 0:
             self.measure(trainer, pl_module, epoch=0)
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What the monitors say of the features."""
-        assert self.images is not None
 
         def encode(images: Tensor) -> Tensor:
-            images = images.to(pl_module.device)
             return extract_features(trainer, pl_module, images, self.features, self.token)
 
-        return measure(self.monitors, self.images, encode, self.batch_size)
-
-    def _check_dataset(self, dataset: Any) -> None:
-        """Raise TypeError or ValueError unless ``dataset`` has at least 2 items to index."""
-        if isinstance(dataset, (str, bytes)) or not (
-            hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        ):
-            raise TypeError(
-                f"{type(self).__name__} needs a data set that can be indexed, give it one: "
-                f"dataset=..., got {dataset!r}"
-            )
-        if len(dataset) < 2:
-            raise ValueError(
-                f"dataset must have at least 2 images, got {len(dataset)}: {dataset!r}"
-            )
-        if isinstance(dataset, (list, tuple)) and isinstance(dataset[0], Number):
-            raise TypeError(f"dataset must give images, got {dataset!r}")
+        return self.watch.measure(encode)
 
 
 class EffectiveRank(FeatureMonitor):

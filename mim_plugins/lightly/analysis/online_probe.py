@@ -113,12 +113,7 @@ class OnlineProbe(MonitorCallback):
                 raise ValueError(f"{name} must have at least one image, got none")
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Train the classifier on the step's images."""
         if not self.probe.linear:
@@ -141,7 +136,7 @@ class OnlineProbe(MonitorCallback):
             return self.probe.evaluate(features, labels, bank or None)
 
     def _encode(self, trainer: Trainer, module: LightningModule, batch: Any) -> Tensor:
-        images = images_of(batch, self.get_images).to(module.device)
+        images = images_of(batch, self.get_images)
         return extract_features(trainer, module, images, self.features, self.token)
 
     def _encode_all(

@@ -9,10 +9,10 @@ from mmengine.runner import Runner
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
-from ..._check import check_choice, check_int
+from ..._check import check_choice
 from ..._pool import TOKENS
-from ...analysis.monitors import check_views, measure, monitors_of, views_of
-from .features import check_dataloader, extract_features, fixed_images, unwrap
+from ...analysis.monitors import FeatureWatch
+from .features import build_loader, check_dataloader, extract_features, preprocess, unwrap
 from .hook import MonitorHook
 
 
@@ -70,21 +70,22 @@ class FeatureMonitorHook(MonitorHook):
         name: str = "feature_monitor",
     ) -> None:
         super().__init__(name, interval, by_epoch)
-        self.monitors = monitors_of(monitors)
-        self.num_images = check_int("num_images", num_images, 2)
-        self.batch_size = check_int("batch_size", batch_size)
+        self.watch = FeatureWatch(monitors, num_images, batch_size)
         self.token = check_choice("token", token, TOKENS)
         self.dataloader = check_dataloader("dataloader", dataloader)
-        self.images: Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Pick the images; measure the untrained features."""
         if not is_main_process():
             return
-        self.images = fixed_images(
-            runner, self.num_images, self.dataloader, views_of(self.monitors)
-        )
-        check_views(self.images, self.monitors)
+        loader = runner.train_dataloader
+        if self.dataloader is not None:
+            loader = build_loader(runner, self.dataloader)
+
+        def collate(items: list) -> Tensor:
+            return preprocess(unwrap(runner.model), loader.collate_fn(items))[0].cpu()
+
+        self.watch.take(loader.dataset, collate)
         if runner.iter == 0:
             self.measure(runner, step=0)
 
@@ -92,13 +93,7 @@ class FeatureMonitorHook(MonitorHook):
         """What the monitors say of the features; on the first rank."""
         if not is_main_process():
             return {}
-        assert self.images is not None
-        device = next(unwrap(runner.model).parameters()).device
-
-        def encode(images: Tensor) -> Tensor:
-            return extract_features(runner, images.to(device), self.token)
-
-        return measure(self.monitors, self.images, encode, self.batch_size)
+        return self.watch.measure(lambda images: extract_features(runner, images, self.token))
 
 
 @HOOKS.register_module()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..._observe import observing, preserve_rng
 from ..._pool import pool
-from ...analysis.monitors import evenly_spaced
 from ..encoders import num_prefix_tokens
 
 
@@ -62,7 +62,7 @@ def extract_features(
 
     Args:
         runner: Its model may be wrapped for distributed training.
-        images: ``(B, C, H, W)``, preprocessed.
+        images: ``(B, C, H, W)``, preprocessed, on any device.
         token: See :func:`mim_plugins._observe.pool`.
         projection: Take the output of the model's neck on them, as MoCo's queue does.
         masked: Encode the images under masks of the backbone, one of MAE.
@@ -81,6 +81,7 @@ def extract_features(
             "train with DDP"
         )
     model = unwrap(runner.model)
+    images = images.to(next(model.parameters()).device)
     with observing(model), _autocast(runner):
         if masked and not isinstance(model.backbone, MAEViT | MAEHiViT):
             kind = type(model.backbone).__name__
@@ -123,7 +124,7 @@ def _autocast(runner: Runner) -> Any:
 
 
 class StepCapture:
-    """Keeps the preprocessed batch of one step, and what parts of the model return, by hooks.
+    """Keeps the preprocessed batch of one step, and what parts of the model get and return.
 
     Args:
         model: The algorithm.
@@ -134,16 +135,14 @@ class StepCapture:
         self.kept: dict[str, Any] = {}
         modules = {name: getattr(model, name, None) for name in ("data_preprocessor", *parts)}
         self._handles = [
-            module.register_forward_hook(self._keep(name))
+            module.register_forward_hook(partial(self._keep, name))
             for name, module in modules.items()
             if isinstance(module, nn.Module)
         ]
 
-    def _keep(self, name: str) -> Any:
-        def keep(module: nn.Module, args: tuple, output: Any) -> None:
-            self.kept.setdefault(name, output)
-
-        return keep
+    def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        self.kept.setdefault(name, output)
+        self.kept.setdefault(f"{name} args", args)
 
     def release(self) -> tuple[dict, dict[str, Any]]:
         """Remove the hooks, and give the batch and the outputs of the parts away.
@@ -162,36 +161,6 @@ class StepCapture:
         return kept.pop("data_preprocessor"), kept
 
 
-def fixed_images(
-    runner: Runner, number: int, dataloader: dict | None = None, views: int = 1
-) -> Tensor:
-    """Images to look at again and again: evenly spaced ones of a data set, preprocessed.
-
-    Args:
-        runner: Gives the training data set and the preprocessor.
-        number: How many; fewer if the data set has fewer.
-        dataloader: A data loader config of another data set than the training one.
-        views: How often each image is taken from the data set, to be augmented anew.
-
-    Returns:
-        ``(number, views, C, H, W)`` on the CPU.
-
-    Raises:
-        TypeError: If the training data set has no length, as iterable ones.
-    """
-    with preserve_rng(seed=0):
-        loader = runner.train_dataloader if dataloader is None else build_loader(runner, dataloader)
-        dataset = loader.dataset
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise TypeError(
-                f"the training data set {type(dataset).__name__} cannot be indexed: give this "
-                "hook a 'dataloader' of images to look at"
-            )
-        batch = loader.collate_fn(evenly_spaced(dataset, number, views))
-        images = preprocess(unwrap(runner.model), batch)[0].cpu()
-        return images.unflatten(0, (-1, views))
-
-
 def check_dataloader(name: str, value: Any) -> Any:
     """``value`` if it is the config of a data loader or None, else TypeError."""
     is_config = isinstance(value, Mapping) and {"dataset", "batch_size"} <= set(value)
@@ -201,7 +170,10 @@ def check_dataloader(name: str, value: Any) -> Any:
 
 
 def build_loader(runner: Runner, dataloader: dict) -> Any:
-    """Build a data loader for evaluation: in order, and collated as the preprocessors want it."""
+    """Build a data loader for evaluation: in order, and collated as the preprocessors want it.
+
+    No random number is drawn from the run's.
+    """
     defaults = {
         "num_workers": 0,
         "persistent_workers": False,
@@ -209,4 +181,5 @@ def build_loader(runner: Runner, dataloader: dict) -> Any:
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "collate_fn": {"type": "default_collate"},
     }
-    return runner.build_dataloader({**defaults, **dataloader})
+    with preserve_rng(seed=0):
+        return runner.build_dataloader({**defaults, **dataloader})

@@ -181,10 +181,11 @@ def test_training_stays_bit_for_bit(
     # The comparison would notice: without the guard training takes another way.
     from contextlib import nullcontext
 
-    from mim_plugins.lightly.analysis import callback, feature_monitor, online_probe
+    from mim_plugins.analysis import monitors
+    from mim_plugins.lightly.analysis import callback, online_probe
 
     monkeypatch.setattr(callback, "observing", lambda model: torch.no_grad())
-    for module in (feature_monitor, online_probe):
+    for module in (monitors, online_probe):
         monkeypatch.setattr(module, "preserve_rng", lambda seed=None: nullcontext())
     unguarded = seeded(cls)
     fit(unguarded, photo_folder, tmp_path / "unguarded", *callbacks())
@@ -201,7 +202,7 @@ def test_effective_rank_is_that_of_the_backbone(photo_folder: Path, tmp_path: Pa
     entries = [json.loads(line) for line in lines]
     assert [entry["step"] for entry in entries] == [0, 1, 2]
     with torch.no_grad():
-        features = model.eval().backbone(callback.images[:, 0]).flatten(1)
+        features = model.eval().backbone(callback.watch.images[:, 0]).flatten(1)
     assert entries[-1]["effective_rank"] == pytest.approx(effective_rank(features), rel=1e-6)
     assert len(entries[-1]["singular_spectrum"]) == 20
     assert sum(entries[-1]["singular_spectrum"]) == pytest.approx(1)
@@ -465,7 +466,7 @@ def test_own_monitor_and_views(tmp_path: Path) -> None:
         features=lambda m, x: x.mean((2, 3)),
     )
     figures = quick(model, loader_of(), tmp_path, watch, EffectiveRank(num_images=4))
-    assert figures["analysis/mean"] == pytest.approx(watch.images.mean().item(), rel=1e-5)
+    assert figures["analysis/mean"] == pytest.approx(watch.watch.images.mean().item(), rel=1e-5)
     assert figures["analysis/number"] == 6
     lines = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in lines] == [0, 1]

@@ -15,7 +15,7 @@ from mmpretrain.registry import HOOKS
 from PIL import Image
 from torch import Tensor, nn
 
-from mim_plugins.analysis import effective_rank
+from mim_plugins.analysis import effective_rank, monitors
 from mim_plugins.analysis.online_probe import FeatureProbe
 from mim_plugins.mmpretrain.analysis import features as features_module
 from mim_plugins.mmpretrain.analysis.features import extract_features, preprocess, unwrap
@@ -113,7 +113,7 @@ def test_the_comparison_would_notice(
     if guard == "observing":
         monkeypatch.setattr(features_module, "observing", lambda model: torch.no_grad())
     else:
-        monkeypatch.setattr(features_module, "preserve_rng", lambda seed=None: nullcontext())
+        monkeypatch.setattr(monitors, "preserve_rng", lambda seed=None: nullcontext())
     hooks = all_hooks(photo_folder, name)
     watched = run(name, photo_folder, tmp_path / "watched", *hooks)
     with pytest.raises(AssertionError):
