@@ -97,14 +97,16 @@ def step_mask(model: nn.Module, data: dict, kept: dict[str, Any], user: str) -> 
     Args:
         model: The algorithm.
         data: What its preprocessor returned.
-        kept: With what its ``backbone`` returned.
+        kept: With what its ``backbone`` returned, and ``"backbone args"``, what it got.
         user: Who needs them.
 
     Raises:
         TypeError: If there are none.
     """
     samples, encoded = data.get("data_samples"), kept.get("backbone")
-    images = first_view(data["inputs"])
+    given, images = kept.get("backbone args", ()), first_view(data["inputs"])
+    if isinstance(model, SimMIM) and len(given) > 1:  # MISimMIM draws them, unlike SimMIM
+        return given[1][: len(images)].bool()
     if samples and "mask" in samples[0]:
         return torch.stack([torch.as_tensor(sample.mask) for sample in samples]).bool()
     if isinstance(model, SparK):
@@ -137,7 +139,8 @@ def step_reconstruction(model: Any, images: Tensor, kept: dict[str, Any]) -> Ten
             predicted = first * mask + second.flip(0) * (1 - mask)
         if predicted.shape[1:] != head.patchify(images[:1]).shape[1:]:
             return None
-        predicted = head.unpatchify(predicted)[: len(images)]
+        predicted = head.unpatchify(predicted)
+    predicted = predicted[: len(images)]  # of several masks per image the first
     if predicted.shape != images.shape:
         return None
     if getattr(head, "norm_pix", False):

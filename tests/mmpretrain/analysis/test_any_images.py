@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from mim_plugins.mmpretrain import mask_picture
 
 from ..models import ARCH, build
+from ..regularizers.test_mi_mae import simmim
 
 
 @DATASETS.register_module()
@@ -160,6 +161,26 @@ def test_of_several_masks_the_first_is_shown() -> None:
     torch.manual_seed(5)
     mask = model.backbone(images)[1][:2].bool().view(2, 8, 8)
     where = mask.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    for row in range(2):
+        shown = picture[130 * row : 130 * row + 128, 130 : 130 + 128]
+        assert (shown[where[row]] == 128).all()
+
+
+def test_masks_that_the_algorithm_draws_are_shown_whatever_the_data_hold() -> None:
+    masking = {"type": "ComplementaryMasking", "num_masks": 2}
+    algorithm = {"type": "MISimMIM", "masking": masking}
+    algorithm |= {"data_preprocessor": {"type": "SelfSupDataPreprocessor"}}
+    model = simmim(algorithm, swin=False)
+    samples = [DataSample() for _ in range(3)]
+    for sample in samples:
+        sample.set_field(torch.eye(8, dtype=torch.bool), "mask")
+    masks: list = []
+    forward = model.backbone.forward
+    model.backbone.forward = lambda images, mask: masks.append(mask) or forward(images, mask)
+    batch = {"inputs": torch.rand(3, 3, 64, 64), "data_samples": samples}
+    picture = mask_picture(model, batch, num_images=2)
+    assert picture.shape == (2 * 128 + 2, 4 * 128 + 6, 3)
+    where = masks[0].bool().repeat_interleave(16, 1).repeat_interleave(16, 2)
     for row in range(2):
         shown = picture[130 * row : 130 * row + 128, 130 : 130 + 128]
         assert (shown[where[row]] == 128).all()
