@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -79,14 +79,19 @@ def glancing(model: nn.Module, images: Tensor) -> Iterator[None]:
 
     torch's own hooks, which gather shards or compute weights, still run.
     """
-    with ExitStack() as stack:
-        for module in model.modules():
-            for hooks in (module._forward_hooks, module._forward_pre_hooks):
-                if hooks:
-                    stack.enter_context(_without_foreign(hooks))
-        stack.enter_context(observing(model))
-        stack.enter_context(uncached_autocast(images.device))
-        yield
+    tables = [t for m in model.modules() for t in (m._forward_hooks, m._forward_pre_hooks)]
+    before = [dict(table) for table in tables]
+    try:
+        for table, hooks in zip(tables, before, strict=True):
+            for key, hook in hooks.items():
+                if not str(getattr(hook, "__module__", "")).startswith("torch."):
+                    del table[key]
+        with observing(model), uncached_autocast(images.device):
+            yield
+    finally:
+        for table, hooks in zip(tables, before, strict=True):
+            table.clear()
+            table.update(hooks)
 
 
 def uncached_autocast(device: torch.device) -> Any:
@@ -98,16 +103,3 @@ def uncached_autocast(device: torch.device) -> Any:
         return nullcontext()
     dtype = torch.get_autocast_dtype(device.type)
     return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
-
-
-@contextmanager
-def _without_foreign(hooks: dict[int, Any]) -> Iterator[None]:
-    before = dict(hooks)
-    for key, hook in before.items():
-        if not str(getattr(hook, "__module__", "")).startswith("torch."):
-            del hooks[key]
-    try:
-        yield
-    finally:
-        hooks.clear()
-        hooks.update(before)

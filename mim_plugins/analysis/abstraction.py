@@ -207,9 +207,12 @@ def abstraction_profile(
     rounds = -(-samples // len(inputs))
     for one in maskings:
         parts = [_draw(hierarchy, one, inputs, generator, batch_size) for _ in range(rounds)]
-        rows.append(_estimate(torch.stack(parts).nanmean(dim=0), z))
-    shape = (len(ratios), len(units))
-    mean, half_width = (torch.stack(part).unflatten(0, shape) for part in zip(*rows, strict=True))
+        rows.append(torch.stack(parts).nanmean(dim=0))
+    draws = torch.stack(rows).unflatten(0, (len(ratios), len(units)))  # (R, U, n, quantities)
+    number = (~draws.isnan()).sum(dim=2)
+    mean = draws.nanmean(dim=2)
+    variance = (draws - mean[:, :, None]).square().nansum(dim=2) / (number - 1)
+    half_width = torch.where(number > 1, z * (variance / number).sqrt(), torch.nan)
     return AbstractionProfile(
         mask_ratios=torch.tensor(list(ratios), dtype=torch.float64),
         units=torch.tensor(list(units)),
@@ -236,15 +239,6 @@ def _draw(
         # Generators of several masks per image return them one whole batch after another.
         rows.append(numbers.unflatten(0, (-1, len(batch))).nanmean(dim=0))
     return torch.cat(rows).cpu()
-
-
-def _estimate(values: Tensor, z: float) -> tuple[Tensor, Tensor]:
-    """Mean and half-width of the columns of ``(n, Q)``, without NaN entries."""
-    number = (~values.isnan()).sum(dim=0)
-    mean = values.nanmean(dim=0)
-    variance = (values - mean).square().nansum(dim=0) / (number - 1)
-    half_width = z * (variance / number).sqrt()
-    return mean, torch.where(number > 1, half_width, torch.nan)
 
 
 def plot_abstraction_profile(profiles: Mapping[str, AbstractionProfile]) -> Any:

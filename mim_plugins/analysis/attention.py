@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -39,7 +40,6 @@ def last_layer_attention(encoder: nn.Module, encode: Callable[[], Any]) -> Tenso
         )
     # Order of definition and order of execution may differ: the last one that runs counts.
     seen: dict[str, Any] = {}
-    handles: list[Any] = []
 
     def see_input(module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen["attention"] = (module, args[0] if args else kwargs.get("x", kwargs.get("query")))
@@ -47,16 +47,13 @@ def last_layer_attention(encoder: nn.Module, encode: Callable[[], Any]) -> Tenso
     def see_softmax(module: nn.Module, args: tuple, output: Tensor) -> None:
         seen["softmax"] = output
 
-    for module in modules:
-        handles.append(module.register_forward_pre_hook(see_input, with_kwargs=True))
-        if _kind(module) == "window":
-            softmax: Any = module.softmax
-            handles.append(softmax.register_forward_hook(see_softmax))
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_pre_hook(see_input, with_kwargs=True))
+            if _kind(module) == "window":
+                softmax: Any = module.softmax
+                hooks.enter_context(softmax.register_forward_hook(see_softmax))
         encode()
-    finally:
-        for handle in handles:
-            handle.remove()
     if "attention" not in seen:
         raise RuntimeError("encode() ran no attention module of the encoder")
     module, tokens = seen["attention"]
@@ -114,8 +111,8 @@ def attention_map(
         ValueError: If shapes do not fit, the patch lies outside, or there is no [CLS].
     """
     rows, cols = grid
-    if attention.ndim != 3 or attention.shape[1:] != (rows * cols + prefix_tokens,) * 2:
-        length = rows * cols + prefix_tokens
+    length = rows * cols + prefix_tokens
+    if attention.ndim != 3 or attention.shape[1:] != (length, length):
         raise ValueError(
             f"attention must have shape (B, {length}, {length}), got {tuple(attention.shape)}"
         )

@@ -14,8 +14,6 @@ from .._check import check_choice, check_int
 from ..masking import PatchMask, RandomMasking
 from ._figure import new_figure
 
-REDUCTIONS = ("max", "mean")
-
 
 @dataclass(frozen=True, eq=False)
 class ClassDistances:
@@ -78,7 +76,7 @@ def class_distances(
         ValueError: If an argument is out of range, shapes do not fit, no class has two
             images, or there is only one class.
     """
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, ("max", "mean"))
     check_int("block", block)
     if len(mask_ratios) == 0:
         raise ValueError("mask_ratios must name at least one ratio")

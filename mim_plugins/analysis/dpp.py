@@ -75,7 +75,7 @@ def cooccurrence(L: Tensor, expected_size: float | None = None) -> Tensor:
         ValueError: If ``expected_size`` is out of range.
     """
     eigenvalues, eigenvectors = torch.linalg.eigh(L.double())
-    eigenvalues = eigenvalues.clamp(min=0.0)
+    log_eigenvalues = eigenvalues.clamp(min=0.0).log()
     log_scale = eigenvalues.new_zeros(len(L), 1)
     if expected_size is not None:
         if not 0 < expected_size < L.shape[1]:
@@ -83,12 +83,11 @@ def cooccurrence(L: Tensor, expected_size: float | None = None) -> Tensor:
         low, high = log_scale - 60, log_scale + 60
         for _ in range(100):  # bisection: the expected size grows with the scale
             log_scale = (low + high) / 2
-            scaled = log_scale.exp() * eigenvalues
-            too_large = (scaled / (1 + scaled)).sum(dim=1, keepdim=True) > expected_size
-            low = torch.where(too_large, low, log_scale)
-            high = torch.where(too_large, log_scale, high)
-    scaled = log_scale.exp() * eigenvalues
-    K = (eigenvectors * (scaled / (1 + scaled))[:, None]) @ eigenvectors.mT
+            size = (log_eigenvalues + log_scale).sigmoid().sum(dim=1, keepdim=True)
+            low = torch.where(size > expected_size, low, log_scale)
+            high = torch.where(size > expected_size, log_scale, high)
+    shares = (log_eigenvalues + log_scale).sigmoid()  # s / (1 + s) of the scaled eigenvalues s
+    K = (eigenvectors * shares[:, None]) @ eigenvectors.mT
     inclusion = K.diagonal(dim1=1, dim2=2)
     together = (inclusion[:, :, None] * inclusion[:, None] - K**2).clamp_(min=0.0)
     together.diagonal(dim1=1, dim2=2).copy_(inclusion)

@@ -8,12 +8,17 @@ from torch import Tensor
 IGNORED = -1  # the label of an unlabelled image
 
 
-def check_labels(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels ``(B,)`` long, each in ``[0, num_classes)`` or -1: unlabelled.
+def labelled(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The features and labels of the images that have a label.
 
     Args:
-        labels: ``(B,)`` or ``(B, 1)``, of an integer dtype or bool.
+        features: ``(B, ...)``.
+        labels: ``(B,)`` or ``(B, 1)``, of an integer dtype or bool, each in
+            ``[0, num_classes)`` or -1: unlabelled.
         num_classes: Number of classes.
+
+    Returns:
+        Those features, and their labels as ``(n,)`` long on the same device.
 
     Raises:
         TypeError: If the labels are not integers.
@@ -25,21 +30,15 @@ def check_labels(labels: Tensor, num_classes: int) -> Tensor:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(f"labels must be one per image, (B,), got shape {tuple(labels.shape)}")
-    labels = labels.long()
+    if len(labels) != len(features):
+        raise ValueError(f"labels must be one per image, {len(features)}, got {len(labels)}")
+    labels = labels.to(features.device).long()
     wrong = labels[(labels < IGNORED) | (labels >= num_classes)]
     if len(wrong):
         raise ValueError(
             f"labels must be in [0, num_classes={num_classes}), or -1 for none, got "
             f"{wrong.unique().tolist()[:5]}"
         )
-    return labels
-
-
-def labelled(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The features and labels of the images that have a label; see :func:`check_labels`."""
-    labels = check_labels(labels.to(features.device), num_classes)
-    if len(labels) != len(features):
-        raise ValueError(f"labels must be one per image, {len(features)}, got {len(labels)}")
     known = labels != IGNORED
     return features[known], labels[known]
 

@@ -44,18 +44,13 @@ class MaskGraph:
     labels: Tensor
     mask_ratio: float
 
-    @cached_property
-    def _draws(self) -> Tensor:
-        """``(M, C)`` probability of an image and a mask."""
-        masks = self.input_ids.shape[1]
-        return (self.probabilities / masks)[:, None].expand(-1, masks)
-
     def _joint(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Probability that row view and column item occur together."""
         num_rows, num_cols = int(rows.max()) + 1, int(cols.max()) + 1
         flat = (rows * num_cols + cols).flatten()
-        total = torch.bincount(flat, self._draws.flatten(), num_rows * num_cols)
-        return total.view(num_rows, num_cols)
+        masks = self.input_ids.shape[1]  # of each image, equally probable
+        draws = self.probabilities.repeat_interleave(masks) / masks
+        return torch.bincount(flat, draws, num_rows * num_cols).view(num_rows, num_cols)
 
     @cached_property
     def adjacency(self) -> Tensor:

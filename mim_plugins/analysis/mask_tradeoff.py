@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,37 +94,26 @@ def plot_mask_tradeoff(tradeoffs: Mapping[str, MaskTradeoff]) -> Any:
         raise ValueError("tradeoffs must name at least one sweep")
     figure, axes = new_figure(len(tradeoffs), 4)
     for row, (name, sweep) in zip(axes, tradeoffs.items(), strict=True):
-        values = {field.name: getattr(sweep, field.name) for field in fields(sweep)}
-        ratios = values["mask_ratio"].tolist()
-        alphas = values["label_error"] + values["target_label_error"]
-        panels: tuple[tuple[str, dict[str, tuple[Tensor, str]]], ...] = (
-            (
-                "label error",
-                {
-                    "input view, α1": (values["label_error"], "o-"),
-                    "target view, α2": (values["target_label_error"], "s-"),
-                },
-            ),
-            (
-                "neighbours that differ in label",
-                {
-                    "exact": (values["class_mixing"], "o-"),
-                    "bound 2(α1 + α2)": (2 * alphas, "--"),
-                    "2α1, Eq. 30 as printed": (2 * values["label_error"], ":"),
-                },
-            ),
-            ("residual eigenvalues, sum of squares", {"": (values["residual"], "o-")}),
-            (
-                "chance to reach another image",
-                {
-                    "shared input, same class": (values["input_links_intra"], "C0o-"),
-                    "shared input, other class": (values["input_links_inter"], "C0o--"),
-                    "shared target, same class": (values["target_links_intra"], "C1s-"),
-                    "shared target, other class": (values["target_links_inter"], "C1s--"),
-                },
-            ),
-        )
-        for axis, (title, lines) in zip(row, panels, strict=True):
+        ratios = sweep.mask_ratio.tolist()
+        panels = {
+            "label error": {
+                "input view, α1": (sweep.label_error, "o-"),
+                "target view, α2": (sweep.target_label_error, "s-"),
+            },
+            "neighbours that differ in label": {
+                "exact": (sweep.class_mixing, "o-"),
+                "bound 2(α1 + α2)": (2 * (sweep.label_error + sweep.target_label_error), "--"),
+                "2α1, Eq. 30 as printed": (2 * sweep.label_error, ":"),
+            },
+            "residual eigenvalues, sum of squares": {"": (sweep.residual, "o-")},
+            "chance to reach another image": {
+                "shared input, same class": (sweep.input_links_intra, "C0o-"),
+                "shared input, other class": (sweep.input_links_inter, "C0o--"),
+                "shared target, same class": (sweep.target_links_intra, "C1s-"),
+                "shared target, other class": (sweep.target_links_inter, "C1s--"),
+            },
+        }
+        for axis, (title, lines) in zip(row, panels.items(), strict=True):
             for label, (line, style) in lines.items():
                 axis.plot(ratios, line.tolist(), style, label=label, markersize=4)
             axis.set_title(title, fontsize=10)

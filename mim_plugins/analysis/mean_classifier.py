@@ -33,9 +33,8 @@ def mean_classifier(
         >>> classes
         tensor([3, 7])
     """
-    _check(features, labels)
+    features = _checked(features, labels, normalize)
     classes, rows = labels.unique(return_inverse=True)
-    features = _prepare(features, normalize)
     sums = features.new_zeros(len(classes), features.shape[1]).index_add_(0, rows, features)
     return sums / torch.bincount(rows)[:, None], classes
 
@@ -61,24 +60,22 @@ def mean_classifier_accuracy(
     Raises:
         ValueError: If shapes do not fit.
     """
-    _check(test_features, test_labels)
+    test_features = _checked(test_features, test_labels, normalize)
     weights, classes = mean_classifier(train_features, train_labels, normalize)
     if test_features.shape[1] != weights.shape[1]:
         raise ValueError(
             f"test_features have {test_features.shape[1]} dimensions, train_features "
             f"{weights.shape[1]}"
         )
-    scores = _prepare(test_features, normalize) @ weights.T
+    scores = test_features @ weights.T
     return (classes[scores.argmax(dim=1)] == test_labels).double().mean().item()
 
 
-def _prepare(features: Tensor, normalize: bool) -> Tensor:
-    return F.normalize(features.double(), dim=1) if normalize else features.double()
-
-
-def _check(features: Tensor, labels: Tensor) -> None:
+def _checked(features: Tensor, labels: Tensor, normalize: bool) -> Tensor:
+    """The features as float64, normalised if asked for; ValueError if shapes do not fit."""
     if features.ndim != 2 or len(features) == 0 or labels.shape != features.shape[:1]:
         raise ValueError(
             "features and labels must have shapes (n >= 1, D) and (n,), got "
             f"{tuple(features.shape)} and {tuple(labels.shape)}"
         )
+    return F.normalize(features.double(), dim=1) if normalize else features.double()

@@ -22,7 +22,7 @@ class ObservedMasks:
     Adding a mask computes nothing and does not wait for the device.
 
     Args:
-        limit: Masks to keep, at least 1; later ones are dropped. Default: 1024.
+        num_masks: Masks to keep, at least 1; later ones are dropped. Default: 1024.
         branching: Of the quadtree over the masks' grid of patches, at least 2. Default: 2.
         hierarchy: Another hierarchy over the patches. Default: the quadtree.
         num_images: Images to reconstruct per report, at most those first given; 0 = none.
@@ -41,14 +41,14 @@ class ObservedMasks:
 
     def __init__(
         self,
-        limit: int = 1024,
+        num_masks: int = 1024,
         branching: int = 2,
         hierarchy: LatentHierarchy | None = None,
         num_images: int = 0,
     ) -> None:
         if hierarchy is not None and not isinstance(hierarchy, LatentHierarchy):
             raise TypeError(f"hierarchy must be a LatentHierarchy or None, got {hierarchy!r}")
-        self.limit = check_int("limit", limit)
+        self.num_masks = check_int("num_masks", num_masks)
         self.branching = check_int("branching", branching, 2)
         self.hierarchy = hierarchy
         self.num_images = check_int("num_images", num_images, 0)
@@ -59,7 +59,7 @@ class ObservedMasks:
     @property
     def is_full(self) -> bool:
         """Whether further masks would be dropped."""
-        return self._number >= self.limit
+        return self._number >= self.num_masks
 
     def add(self, mask: Tensor, images: Tensor | None = None) -> None:
         """Keep masks ``(B, rows, columns)``, True or 1 = removed, and the first images.
@@ -75,7 +75,7 @@ class ObservedMasks:
             self._images = images[: self.num_images].detach()
         if self._masks and mask.shape[1:] != self._masks[0].shape[1:]:
             return
-        mask = mask.detach()[: self.limit - self._number].bool()
+        mask = mask.detach()[: self.num_masks - self._number].bool()
         if len(mask):
             self._masks.append(mask)
             self._number += len(mask)
@@ -97,32 +97,22 @@ class ObservedMasks:
             :func:`~mim_plugins.analysis.reconstruction_scores`, if there are images and
             reconstructions.
         """
+        kept, self._masks, self._number = self._masks, [], 0
         images, self._images = self._images, None
-        pair = None
-        if reconstruct and images is not None and len(images):
-            pair = reconstruct(images) if min(images.shape[2:]) >= SMALLEST_IMAGE else None
-        figures = self._abstraction()
-        if pair is not None:
+        figures: dict[str, float] = {}
+        if kept:
+            masks = torch.cat(kept)
+            rows, columns = masks.shape[1:]
+            hierarchy = self.hierarchy or LatentHierarchy.quadtree((rows, columns), self.branching)
+            found = mask_abstraction(hierarchy, masks.flatten(1))
+            figures = {"masks": float(len(masks)), "mask_ratio": masks.double().mean().item()}
+            figures |= {name: getattr(found, name).nanmean().item() for name in QUANTITIES}
+            for height, share in enumerate(found.located.mean(dim=0).tolist(), start=1):
+                figures[f"located_{height}"] = share
+        if images is None or not len(images) or min(images.shape[2:]) < SMALLEST_IMAGE:
+            return figures
+        if reconstruct is not None and (pair := reconstruct(images)) is not None:
             original, predicted = unit_range(pair[1], pair[0])
             scores = reconstruction_scores(predicted, original)
             figures |= {name: value.mean().item() for name, value in scores.items()}
         return figures
-
-    def _abstraction(self) -> dict[str, float]:
-        if not self._masks:
-            return {}
-        masks = torch.cat(self._masks)
-        self._masks, self._number = [], 0
-        grid = (masks.shape[1], masks.shape[2])
-        hierarchy = self.hierarchy or LatentHierarchy.quadtree(grid, self.branching)
-        found = mask_abstraction(hierarchy, masks.flatten(1))
-        located = {
-            f"located_{height}": share.item()
-            for height, share in enumerate(found.located.mean(dim=0), start=1)
-        }
-        return {
-            "masks": float(len(masks)),
-            "mask_ratio": masks.double().mean().item(),
-            **{name: getattr(found, name).nanmean().item() for name in QUANTITIES},
-            **located,
-        }

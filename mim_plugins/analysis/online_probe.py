@@ -100,10 +100,10 @@ class FeatureProbe:
         if self.classifier is not None:
             results["linear_top1"] = 100 * self.classifier.top1(features, labels).item()
         if bank is not None:
-            settings: dict[str, Any] = {"k": self.knn_k, "t": self.knn_t}
-            settings["normalize"] = self.knn_normalize
-            top1 = knn_top1(features, labels, *bank, self.num_classes, **settings)
-            results["knn_top1"] = 100 * top1
+            results["knn_top1"] = 100 * knn_top1(
+                features, labels, *bank, self.num_classes, self.knn_k, self.knn_t,
+                normalize=self.knn_normalize,
+            )  # fmt: skip
         return results
 
     def state(self) -> dict[str, Any] | None:

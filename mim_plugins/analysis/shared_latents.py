@@ -57,19 +57,6 @@ def shared_latents(hierarchy: LatentHierarchy, mask: Tensor) -> SharedLatents:
         >>> [hierarchy.select(row) for row in found.c]
         [('part',), ('object',)]
     """
-    mask = check_mask(hierarchy, mask)
-    above_masked, above_visible = hierarchy.ancestors(torch.stack([mask, ~mask]))
-    shared = above_masked & above_visible
-    return SharedLatents(
-        c=hierarchy.lowest(shared),
-        s_m=torch.cat([above_masked & ~shared, mask], dim=-1),
-        s_mc=torch.cat([above_visible & ~shared, ~mask], dim=-1),
-        shared=shared,
-    )
-
-
-def check_mask(hierarchy: LatentHierarchy, mask: Tensor) -> Tensor:
-    """Return ``mask`` as bool ``(..., N)``; errors as in :func:`shared_latents`."""
     if not isinstance(hierarchy, LatentHierarchy):
         raise TypeError(f"hierarchy must be a LatentHierarchy, got {hierarchy!r}")
     if not isinstance(mask, Tensor):
@@ -85,4 +72,11 @@ def check_mask(hierarchy: LatentHierarchy, mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool and not torch.equal(masked.to(mask.dtype), mask):
         other = mask[(mask != 0) & (mask != 1)][0].item()
         raise ValueError(f"mask must contain only 0 (visible) and 1 (masked), got {other}")
-    return masked
+    above_masked, above_visible = hierarchy.ancestors(torch.stack([masked, ~masked]))
+    shared = above_masked & above_visible
+    return SharedLatents(
+        c=hierarchy.lowest(shared),
+        s_m=torch.cat([above_masked & ~shared, masked], dim=-1),
+        s_mc=torch.cat([above_visible & ~shared, ~masked], dim=-1),
+        shared=shared,
+    )

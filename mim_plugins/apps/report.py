@@ -116,7 +116,7 @@ def analyse(
     model: Any = load_model(config, run.checkpoint, run.config).to(device)
     prefix = num_prefix_tokens(model.backbone)
     images = load_images(paths, image_size(model, config))
-    observed = ObservedMasks(limit=len(paths))
+    observed = ObservedMasks(num_masks=len(paths))
     scores: dict[str, list[Tensor]] = {}
     batches = []
     set_random_seed(0)  # numpy's too, of which pipelines draw masks

@@ -19,7 +19,7 @@ def draw(number: int, ratio: float = 0.75, unit: int = 16) -> torch.Tensor:
 
 
 def test_batches_are_pooled_up_to_the_limit() -> None:
-    observed = ObservedMasks(limit=10)
+    observed = ObservedMasks(num_masks=10)
     batches = [draw(4), draw(3), draw(5)]
     for index, batch in enumerate(batches):
         assert not observed.is_full
@@ -69,10 +69,10 @@ def test_masks_of_another_grid_wait_for_the_next_report() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="limit"):
-        ObservedMasks(limit=0)
-    with pytest.raises(TypeError, match="limit"):
-        ObservedMasks(limit=1.5)
+    with pytest.raises(ValueError, match="num_masks"):
+        ObservedMasks(num_masks=0)
+    with pytest.raises(TypeError, match="num_masks"):
+        ObservedMasks(num_masks=1.5)
     with pytest.raises(ValueError, match="branching"):
         ObservedMasks(branching=1)
     with pytest.raises(TypeError, match="hierarchy"):

@@ -82,7 +82,8 @@ class FeatureMonitor(MonitorCallback):
         """Pick the images; measure the untrained features."""
         if not trainer.is_global_zero:
             return
-        dataset, collate = self.dataset, default_collate
+        dataset: Any = self.dataset
+        collate: Any = default_collate
         if dataset is None:
             loader: Any = trainer.train_dataloader
             dataset, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)

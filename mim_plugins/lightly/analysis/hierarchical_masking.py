@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from ..._check import check_int, check_statistics
+from ..._check import check_statistics
 from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
 from ...analysis.pixels import grid_of
@@ -60,7 +60,6 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__("hierarchical_masking", every_n_epochs)
-        check_int("num_masks", num_masks)
         self.observed = ObservedMasks(num_masks, branching, num_images=num_images)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
         self._watches: list[MaskWatch] = []
@@ -81,12 +80,7 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         self.observed.add(seen.removed.view(-1, *grid), seen.images)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop watching."""
         for watch in self._watches:

@@ -74,12 +74,7 @@ class MaskVisualization(Callback):
         self._step = _StepWatch(pl_module)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the picture of the step."""
         if self._step is None:

@@ -21,16 +21,13 @@ MAE_PARTS = ("backbone", "decoder_embed", "decoder", "prediction_head")
 
 def can_reconstruct(module: nn.Module, channels: int = 3) -> bool:
     """Whether :func:`reconstruct` knows how the module predicts pixels of so many channels."""
-    backbone, decoder = (getattr(module, name, None) for name in ("backbone", "decoder"))
-    if not isinstance(backbone, MaskedVisionTransformer):
+    parts = [getattr(module, name, None) for name in MAE_PARTS]
+    backbone, _, decoder, last = parts
+    if isinstance(decoder, nn.Linear):
+        last = decoder
+    elif not isinstance(decoder, MaskedVisionTransformerDecoder) or None in parts:
         return False
-    last = decoder
-    if isinstance(decoder, MaskedVisionTransformerDecoder):
-        parts = [getattr(module, name, None) for name in MAE_PARTS]
-        if not all(isinstance(part, nn.Module) for part in parts):
-            return False
-        last = parts[-1]
-    elif not isinstance(decoder, nn.Linear):
+    if not isinstance(backbone, MaskedVisionTransformer):
         return False
     return getattr(last, "out_features", None) in (None, channels * patch_size(backbone) ** 2)
 

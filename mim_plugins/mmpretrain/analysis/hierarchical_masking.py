@@ -10,7 +10,6 @@ from mmpretrain.models.selfsup import MAE, SimMIM
 from mmpretrain.registry import HOOKS
 from torch import Tensor
 
-from ..._check import check_int
 from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
 from .features import StepCapture, first_view, unwrap
@@ -60,7 +59,6 @@ class HierarchicalMaskingAnalyzer(MonitorHook):
         branching: int = 2,
     ) -> None:
         super().__init__("hierarchical_masking", interval, by_epoch)
-        check_int("num_masks", num_masks)
         self.observed = ObservedMasks(num_masks, branching, num_images=num_images)
         self._step: StepCapture | None = None
 

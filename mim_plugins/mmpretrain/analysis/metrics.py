@@ -79,16 +79,15 @@ class ReconstructionMetric(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Score one batch."""
-        for key in ("reconstruction", "image"):
-            if any(key not in sample for sample in data_samples):
-                raise ValueError(
-                    f"ReconstructionMetric found no {key!r} in a sample: set "
-                    "test_cfg = dict(type='ReconstructionTestLoop')"
-                )
-        scores = reconstruction_scores(
-            torch.stack([sample["reconstruction"] for sample in data_samples]),
-            torch.stack([sample["image"] for sample in data_samples]),
-        )
+        keys = ("reconstruction", "image")
+        try:
+            pair = [torch.stack([sample[key] for sample in data_samples]) for key in keys]
+        except KeyError as key:
+            raise ValueError(
+                f"ReconstructionMetric found no {key} in a sample: set "
+                "test_cfg = dict(type='ReconstructionTestLoop')"
+            ) from None
+        scores = reconstruction_scores(*pair)
         columns = torch.stack([scores[name] for name in SCORES], dim=1)
         self.results.extend(columns.cpu().double())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -162,13 +161,12 @@ class OnlineProbeHook(MonitorHook):
             )
         if self.val_dataloader is None:
             return
-        with preserve_rng():
-            self._loaders["val"] = build_loader(runner, self.val_dataloader)
-            if self.knn:
-                bank = self.bank_dataloader
-                if bank is None:
-                    bank = _training_images(runner.cfg.train_dataloader, self.val_dataloader)
-                self._loaders["bank"] = build_loader(runner, bank)
+        self._loaders["val"] = build_loader(runner, self.val_dataloader)
+        if self.knn:
+            bank = self.bank_dataloader
+            if bank is None:
+                bank = _training_images(runner.cfg.train_dataloader, self.val_dataloader)
+            self._loaders["bank"] = build_loader(runner, bank)
         for name, loader in self._loaders.items():
             if not len(loader.dataset):
                 raise ValueError(f"{name}_dataloader must have at least one image, got none")
@@ -241,31 +239,26 @@ class OnlineProbeHook(MonitorHook):
 
 def _training_images(train_dataloader: Any, val_dataloader: dict) -> dict:
     """The training data set in the pipeline of the validation data set."""
-    bank = copy.deepcopy(dict(val_dataloader))
     try:
-        dataset = copy.deepcopy(train_dataloader["dataset"])
+        dataset, pipeline = train_dataloader["dataset"], val_dataloader["dataset"]["pipeline"]
         if "pipeline" not in dataset:
             raise KeyError("pipeline")
-        dataset["pipeline"] = bank["dataset"]["pipeline"]
     except (TypeError, KeyError) as error:
         raise ValueError(
             "bank_dataloader must be given: the training or validation data set is no config "
             "with a pipeline of its own"
         ) from error
-    return {**bank, "dataset": dataset}
+    return {**val_dataloader, "dataset": {**dataset, "pipeline": pipeline}}
 
 
 def _labels(samples: Any) -> Tensor:
-    """``(B,)``."""
+    """``(B, 1)``."""
     if not samples or any("gt_label" not in sample for sample in samples):
         raise ValueError(
             "OnlineProbeHook needs labels: every data sample must have a gt_label, which "
             "PackInputs takes over from a labelled data set"
         )
-    labels = torch.stack([sample.gt_label.view(-1) for sample in samples])
-    if labels.shape[1] != 1:
-        raise ValueError(f"OnlineProbeHook needs one label per image, got {labels.shape[1]}")
-    return labels[:, 0]
+    return torch.stack([sample.gt_label.view(-1) for sample in samples])
 
 
 def _gather(shard: Tensor, number: int) -> Tensor:
