@@ -11,6 +11,7 @@ from mmpretrain.models.selfsup import MAE, MILAN, MixMIM, SimMIM, SparK
 from mmpretrain.models.utils.sparse_modules import SparseHelper
 from torch import Tensor, nn
 
+from ..._observe import exchanged
 from ...analysis.pixels import grid_of, with_statistics_of
 from ...masking import PatchMask
 from .features import first_view, unwrap
@@ -83,12 +84,8 @@ def _encode_all(backbone: Any, inputs: Tensor) -> Any:
         "masking_id": lambda batch_size, ratio: (ids, ids, none),  # MAEHiViT
         "draw_mask": lambda images: PatchMask(ids, ids.shape[1]),  # MaskedMAEViT, MaskedMAEHiViT
     }
-    vars(backbone).update(stand_ins)
-    try:
+    with exchanged(vars(backbone), stand_ins):  # the instance's; the class keeps its own
         return backbone(inputs)
-    finally:
-        for name in stand_ins:
-            del vars(backbone)[name]  # the instance's; the class has its own
 
 
 def step_mask(model: nn.Module, data: dict, kept: dict[str, Any], user: str) -> Tensor:
