@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._check import first_line
 from ..mmpretrain import MISimMIM, RegularizedMAE
-from ..mmpretrain.analysis.mask_visualization import step_mask
+from ..mmpretrain.analysis.reconstruction import step_mask
 
 
 class Run(NamedTuple):

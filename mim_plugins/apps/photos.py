@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._versions import importing
+
 if TYPE_CHECKING:  # numpy and PIL come with the extras
     import numpy as np
     from PIL import Image
@@ -46,14 +48,9 @@ def load_photo(name: str) -> np.ndarray:
 
 
 def _check_packages() -> None:
-    try:
+    with importing("the embedded photographs need scikit-image and scikit-learn"):
         import skimage.data  # noqa: F401  (requires numpy and PIL)
         import sklearn.datasets  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the embedded photographs need scikit-image and scikit-learn: "
-            "pip install 'mim_plugins[analysis]'"
-        ) from error
 
 
 def photo_crops(

@@ -11,8 +11,7 @@ from mmpretrain.models.selfsup import MAE
 from torch import Tensor, nn
 
 from .._check import first_line
-from ..mmpretrain.analysis.mask_visualization import step_reconstruction
-from ..mmpretrain.analysis.reconstruction import _pixels
+from ..mmpretrain.analysis.reconstruction import _pixels, step_reconstruction
 from .checkpoints import (
     encode_masked,
     find_config,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._observe import preserve_rng, uncached_autocast
+from .._versions import importing
 from .base import Grid
 
 PREFIX = "timm:"
@@ -57,12 +58,8 @@ def model(features: str) -> Any:
         ValueError: If it has no such model, or one without tokens of patches at any size.
     """
     name = features.removeprefix(PREFIX)
-    try:
+    with importing(f"features={features!r} needs timm", "timm"):
         import timm
-    except ImportError as error:
-        raise ImportError(
-            f"features={features!r} needs timm: pip install 'mim_plugins[timm]'"
-        ) from error
     if ":" not in name and not timm.is_model(name):
         raise ValueError(f"features must name a model of timm, got {features!r}")
     try:

@@ -14,16 +14,12 @@ import torch
 from torch import Tensor
 
 from .._check import check_int, check_share
-from .._versions import check_versions
+from .._versions import check_versions, importing
 
 
 def _networkx() -> Any:
-    try:
+    with importing("latent hierarchies need networkx"):
         import networkx
-    except ImportError as error:
-        raise ImportError(
-            "latent hierarchies need networkx: pip install 'mim_plugins[analysis]'"
-        ) from error
     check_versions(networkx, extra="analysis")
     return networkx
 

@@ -14,8 +14,7 @@ from ..._observe import observing
 from ...analysis.observed_masks import ObservedMasks
 from .features import StepCapture, first_view, unwrap
 from .hook import MonitorHook
-from .mask_visualization import step_mask
-from .reconstruction import reconstruct
+from .reconstruction import reconstruct, step_mask
 
 
 @HOOKS.register_module()

@@ -285,7 +285,7 @@ def test_picture_shows_the_masks_of_the_step(photo_folder: Path, tmp_path: Path)
 
 def test_reconstruction_inverts_the_target(photo_folder: Path, tmp_path: Path) -> None:
     """A model that predicts its target perfectly must be shown as the image itself."""
-    from mim_plugins.mmpretrain.analysis.mask_visualization import step_reconstruction
+    from mim_plugins.mmpretrain.analysis.reconstruction import step_reconstruction
 
     for name in (MAE, next(key for key in MASKED if key.startswith("spark"))):
         model = build_runner(name, photo_folder, tmp_path, images=4, batch=2).model
