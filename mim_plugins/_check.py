@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -25,36 +25,22 @@ def check_number(name: str, value: Any) -> float:
     return float(str(value)) if hasattr(value, "dtype") else float(value)
 
 
-def check_weight(name: str, value: Any) -> float:
-    """As :func:`check_number`; ValueError unless finite and at least 0."""
-    number = check_number(name, value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return number
+def _number_that(is_allowed: Callable[[float], bool], words: str) -> Callable[[str, Any], float]:
+    """As :func:`check_number`, but ValueError for a number that is not ``words``."""
+
+    def check(name: str, value: Any) -> float:
+        number = check_number(name, value)
+        if not is_allowed(number):
+            raise ValueError(f"{name} must be {words}, got {value}")
+        return number
+
+    return check
 
 
-def check_positive(name: str, value: Any) -> float:
-    """As :func:`check_number`; ValueError unless finite and above 0."""
-    number = check_number(name, value)
-    if not 0.0 < number < math.inf:
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    return number
-
-
-def check_fraction(name: str, value: Any) -> float:
-    """As :func:`check_number`; ValueError unless in (0, 1)."""
-    number = check_number(name, value)
-    if not 0.0 < number < 1.0:
-        raise ValueError(f"{name} must be in (0, 1), got {value}")
-    return number
-
-
-def check_share(name: str, value: Any) -> float:
-    """As :func:`check_number`; ValueError unless in [0, 1]."""
-    number = check_number(name, value)
-    if not 0.0 <= number <= 1.0:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
-    return number
+check_weight = _number_that(lambda x: 0.0 <= x < math.inf, "finite and at least 0")
+check_positive = _number_that(lambda x: 0.0 < x < math.inf, "positive and finite")
+check_fraction = _number_that(lambda x: 0.0 < x < 1.0, "in (0, 1)")
+check_share = _number_that(lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
 
 
 def check_bool(name: str, value: Any) -> bool:

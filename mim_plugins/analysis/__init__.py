@@ -13,7 +13,7 @@ from .class_distances import ClassDistances, class_distances, plot_class_distanc
 from .dpp import AlignmentDiversity, cooccurrence, mask_alignment_diversity
 from .embedding import linear_separability, plot_embeddings, tsne
 from .hierarchical_images import HierarchicalImages, write_hierarchical_folder
-from .history import History, plot_history, plot_spectra
+from .history import History, plot_history
 from .knn import knn_top1
 from .linear_probe import LinearProbe
 from .mask_graph import MaskGraph, mask_graph
@@ -62,7 +62,6 @@ __all__ = [
     "plot_embeddings",
     "plot_history",
     "plot_mask_tradeoff",
-    "plot_spectra",
     "rankme",
     "reconstruction_scores",
     "shared_latents",

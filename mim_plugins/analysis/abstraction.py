@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import check_choice, check_int
+from .._check import check_choice, check_fraction, check_int
+from .._tensor import check_shape
 from ..masking import PatchMask
 from ..masking.hierarchy import LatentHierarchy
 from ._figure import new_figure
@@ -62,8 +63,7 @@ def mask_abstraction(hierarchy: LatentHierarchy, mask: Tensor) -> MaskAbstractio
         >>> mask_abstraction(hierarchy, mask.flatten(1)).height
         tensor([1., 2.], dtype=torch.float64)
     """
-    if mask.ndim != 2:
-        raise ValueError(f"mask must have shape (M, N), got {tuple(mask.shape)}")
+    check_shape("mask", mask, "M", "N")
     c = shared_latents(hierarchy, mask).c
     levels = torch.arange(1, hierarchy.height + 1, device=c.device)
     of_height = (hierarchy.heights.to(c.device)[:, None] == levels).double()  # (L, H)
@@ -181,16 +181,10 @@ def abstraction_profile(
             raise ValueError(f"{name} must name at least one value")
     check_int("samples", samples, 2)
     check_int("batch_size", batch_size)
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    check_fraction("confidence", confidence)
     height, width = (side * patch_size for side in hierarchy.grid)
-    if images is not None and (
-        images.ndim != 4 or len(images) < 2 or images.shape[2:] != (height, width)
-    ):
-        raise ValueError(
-            f"images must have shape (B >= 2, C, {height}, {width}), grid times patch_size, "
-            f"got {tuple(images.shape)}"
-        )
+    if images is not None:
+        check_shape("images", images, "B >= 2", "C", height, width)  # grid times patch_size
     maskings = [
         masking(mask_ratio=ratio, patch_size=patch_size, mask_unit=unit)
         for ratio, unit in product(ratios, units)

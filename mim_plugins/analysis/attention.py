@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._tensor import check_shape
 from ._figure import picture_grid
 
 
@@ -112,10 +113,7 @@ def attention_map(
     """
     rows, cols = grid
     length = rows * cols + prefix_tokens
-    if attention.ndim != 3 or attention.shape[1:] != (length, length):
-        raise ValueError(
-            f"attention must have shape (B, {length}, {length}), got {tuple(attention.shape)}"
-        )
+    check_shape("attention", attention, "B", length, length)
     if token is None:
         if not prefix_tokens:
             raise ValueError("token must be given: the encoder has no [CLS]")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_choice, check_int
+from .._tensor import check_shape
 from ..masking import PatchMask, RandomMasking
 from ._figure import new_figure
 
@@ -83,11 +84,8 @@ def class_distances(
     for ratio in mask_ratios:
         if not 0.0 <= ratio < 1.0:
             raise ValueError(f"mask_ratios must be in [0, 1), got {ratio}")
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            "images and labels must have shapes (n, C, H, W) and (n,), got "
-            f"{tuple(images.shape)} and {tuple(labels.shape)}"
-        )
+    check_shape("images", images, "n", "C", "H", "W")
+    check_shape("labels", labels, len(images))
     if images.shape[2] % patch_size or images.shape[3] % patch_size:
         raise ValueError(
             f"image height and width must be multiples of patch_size={patch_size}, "

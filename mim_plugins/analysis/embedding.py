@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._tensor import check_shape
 from .._versions import importing
 from ._figure import new_figure
 
@@ -27,7 +28,7 @@ def tsne(features: Tensor, perplexity: float = 30.0, seed: int = 0) -> Tensor:
         ImportError: If scikit-learn is not installed.
         ValueError: If ``features`` has another shape.
     """
-    _check(features, 4)
+    check_shape("features", features, "n >= 4", "D")
     with importing("t-SNE needs scikit-learn"):
         from sklearn.manifold import TSNE
         from sklearn.preprocessing import StandardScaler
@@ -54,9 +55,8 @@ def linear_separability(features: Tensor, labels: Tensor, folds: int = 5, seed: 
         ImportError: If scikit-learn is not installed.
         ValueError: If shapes do not fit or a class is too small.
     """
-    _check(features, 2 * folds)
-    if labels.shape != (len(features),):
-        raise ValueError(f"labels must have shape ({len(features)},), got {tuple(labels.shape)}")
+    check_shape("features", features, f"n >= {2 * folds}", "D")
+    check_shape("labels", labels, len(features))
     smallest = int(labels.unique(return_counts=True)[1].min())
     if folds < 2 or smallest < folds:
         raise ValueError(
@@ -72,11 +72,6 @@ def linear_separability(features: Tensor, labels: Tensor, folds: int = 5, seed: 
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     x, y = features.float().cpu().numpy(), labels.cpu().numpy()
     return float(cross_val_score(model, x, y, cv=split).mean())
-
-
-def _check(features: Tensor, least: int) -> None:
-    if features.ndim != 2 or len(features) < least:
-        raise ValueError(f"features must have shape (n >= {least}, D), got {tuple(features.shape)}")
 
 
 def plot_embeddings(
@@ -96,8 +91,10 @@ def plot_embeddings(
         ImportError: If matplotlib is not installed.
         ValueError: If ``embeddings`` is empty or does not fit ``labels``.
     """
-    if not embeddings or any(e.shape != (len(labels), 2) for e in embeddings.values()):
-        raise ValueError(f"embeddings must each have shape ({len(labels)}, 2)")
+    if not embeddings:
+        raise ValueError("embeddings must name at least one")
+    for name, points in embeddings.items():
+        check_shape(f"embeddings[{name!r}]", points, len(labels), 2)
     figure, axes = new_figure(1, len(embeddings))
     labels = labels.cpu()
     for axis, (name, points) in zip(axes[0], embeddings.items(), strict=True):

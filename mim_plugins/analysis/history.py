@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ._figure import new_figure
 
@@ -97,41 +96,3 @@ def plot_history(entries: Sequence[dict[str, Any]], unit: str = "epoch") -> Any:
         axis.set_ylim(1e-5, 1) if name == "singular_spectrum" else None
         axis.legend()
     return figure
-
-
-def plot_spectra(
-    steps: Sequence[int],
-    ranks: Sequence[float],
-    spectra: Sequence[Tensor | Sequence[float]],
-    unit: str = "epoch",
-) -> Any:
-    """Effective rank against the step, and every spectrum, darker the later.
-
-    Args:
-        steps: When each was taken.
-        ranks: As :func:`~mim_plugins.analysis.effective_rank` returns them.
-        spectra: As :func:`~mim_plugins.analysis.singular_spectrum` returns them.
-        unit: What ``steps`` counts. Default: ``"epoch"``.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-
-    Raises:
-        ValueError: If there is nothing to plot, or the numbers of arguments differ.
-        ImportError: If matplotlib is not installed.
-    """
-    if not spectra or not len(steps) == len(ranks) == len(spectra):
-        raise ValueError(
-            "steps, ranks and spectra must be equally many, and at least one, got "
-            f"{len(steps)}, {len(ranks)} and {len(spectra)}"
-        )
-    entries = [
-        {
-            "step": step,
-            "iter": step,
-            "effective_rank": rank,
-            "singular_spectrum": torch.as_tensor(spectrum).tolist(),
-        }
-        for step, rank, spectrum in zip(steps, ranks, spectra, strict=True)
-    ]
-    return plot_history(entries, unit)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._tensor import check_shape
+
 
 @torch.no_grad()
 def mean_classifier(
@@ -62,20 +64,13 @@ def mean_classifier_accuracy(
     """
     test_features = _checked(test_features, test_labels, normalize)
     weights, classes = mean_classifier(train_features, train_labels, normalize)
-    if test_features.shape[1] != weights.shape[1]:
-        raise ValueError(
-            f"test_features have {test_features.shape[1]} dimensions, train_features "
-            f"{weights.shape[1]}"
-        )
+    check_shape("test_features", test_features, "n", weights.shape[1])
     scores = test_features @ weights.T
     return (classes[scores.argmax(dim=1)] == test_labels).double().mean().item()
 
 
 def _checked(features: Tensor, labels: Tensor, normalize: bool) -> Tensor:
     """The features as float64, normalised if asked for; ValueError if shapes do not fit."""
-    if features.ndim != 2 or len(features) == 0 or labels.shape != features.shape[:1]:
-        raise ValueError(
-            "features and labels must have shapes (n >= 1, D) and (n,), got "
-            f"{tuple(features.shape)} and {tuple(labels.shape)}"
-        )
+    check_shape("features", features, "n >= 1", "D")
+    check_shape("labels", labels, len(features))
     return F.normalize(features.double(), dim=1) if normalize else features.double()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._tensor import check_shape
 from .pixels import unit_range
 
 GREY = 0.5
@@ -34,17 +35,10 @@ def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = No
     Raises:
         ValueError: If shapes do not fit.
     """
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
-    if mask.ndim != 3 or len(mask) != len(images):
-        raise ValueError(
-            f"mask must have shape ({len(images)}, rows, columns), got {tuple(mask.shape)}"
-        )
-    if reconstruction is not None and reconstruction.shape != images.shape:
-        raise ValueError(
-            f"reconstruction must have the images' shape {tuple(images.shape)}, got "
-            f"{tuple(reconstruction.shape)}"
-        )
+    check_shape("images", images, "B >= 1", "C >= 1", "H >= 1", "W >= 1")
+    check_shape("mask", mask, len(images), "rows", "columns")
+    if reconstruction is not None:
+        check_shape("reconstruction", reconstruction, *images.shape)
     images, *others = unit_range(images, *([] if reconstruction is None else [reconstruction]))
     shown = slice(0, 3 if images.shape[1] >= 3 else 1)
     images, *others = (each[:, shown].expand(-1, 3, -1, -1) for each in (images, *others))

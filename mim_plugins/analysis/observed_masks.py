@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
+from .._tensor import check_shape
 from ..masking.hierarchy import LatentHierarchy
 from .abstraction import QUANTITIES, mask_abstraction
 from .pixels import unit_range
@@ -69,8 +70,7 @@ class ObservedMasks:
         Raises:
             ValueError: If ``mask`` has another number of dimensions.
         """
-        if mask.ndim != 3:
-            raise ValueError(f"mask must have shape (B, rows, columns), got {tuple(mask.shape)}")
+        check_shape("mask", mask, "B", "rows", "columns")
         if self._images is None and images is not None:
             self._images = images[: self.num_images].detach()
         if self._masks and mask.shape[1:] != self._masks[0].shape[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._tensor import check_shape
 from .._versions import check_versions, importing
 
 SCORES = ("mse", "psnr", "ssim", "fsim")
@@ -46,18 +47,9 @@ def reconstruction_scores(reconstruction: Tensor, images: Tensor) -> dict[str, T
     for name, value in (("reconstruction", reconstruction), ("images", images)):
         if not value.is_floating_point():
             raise TypeError(f"{name} must be floating, in [0, 1], got {value.dtype}")
-    if reconstruction.shape != images.shape:
-        raise ValueError(
-            f"reconstruction must have the shape of images, {tuple(images.shape)}, got "
-            f"{tuple(reconstruction.shape)}"
-        )
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
-    if min(images.shape[2:]) < SMALLEST_IMAGE:
-        raise ValueError(
-            f"images must have at least {SMALLEST_IMAGE} pixels a side, got "
-            f"{images.shape[2]} x {images.shape[3]}"
-        )
+    sides = (f"{side} >= {SMALLEST_IMAGE}" for side in "HW")
+    check_shape("images", images, "B >= 1", "C >= 1", *sides)
+    check_shape("reconstruction", reconstruction, *images.shape)
     lowest, highest = images.min().item(), images.max().item()
     if lowest < -1e-4 or highest > 1 + 1e-4:
         raise ValueError(

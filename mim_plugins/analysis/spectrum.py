@@ -6,14 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._tensor import check_shape
 from .monitors import monitor
 
 
-def _checked(features: Tensor) -> Tensor:
-    """Features ``(n, D)``, as float64; ValueError if they have another shape."""
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"features must have shape (n >= 2, D), got {tuple(features.shape)}")
-    return features.double()
+def _singular_values(features: Tensor) -> Tensor:
+    """Descending, of ``(n >= 2, D)`` in float64; all NaN if a feature is NaN or infinite."""
+    check_shape("features", features, "n >= 2", "D")
+    features = features.double()
+    if not features.isfinite().all():
+        return features.new_full((min(features.shape),), torch.nan)
+    return torch.linalg.svdvals(features)
 
 
 def _entropy_rank(shares: Tensor) -> float:
@@ -37,10 +40,7 @@ def singular_spectrum(features: Tensor) -> Tensor:
     Raises:
         ValueError: If ``features`` has another shape.
     """
-    features = _checked(features)
-    if not features.isfinite().all():
-        return torch.full((min(features.shape),), torch.nan, dtype=torch.float64)
-    values = torch.linalg.svdvals(F.normalize(features, dim=1))
+    values = _singular_values(F.normalize(features.double(), dim=-1))
     if not values.any():
         values[0] = 1.0
     return values / values.sum()
@@ -88,10 +88,7 @@ def rankme(features: Tensor, eps: float = 1e-7) -> float:
     Raises:
         ValueError: If ``features`` has another shape.
     """
-    features = _checked(features)
-    if not features.isfinite().all():
-        return torch.nan
-    values = torch.linalg.svdvals(features)
+    values = _singular_values(features)
     return _entropy_rank(values / values.sum() + eps)
 
 
@@ -121,10 +118,7 @@ def lidar(features: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
     Raises:
         ValueError: If ``features`` has another shape.
     """
-    if features.ndim != 3 or min(features.shape[:2]) < 2:
-        raise ValueError(
-            f"features must have shape (n >= 2, views >= 2, D), got {tuple(features.shape)}"
-        )
+    check_shape("features", features, "n >= 2", "views >= 2", "D")
     if not features.isfinite().all():
         return torch.nan
     features = features.double()
@@ -159,10 +153,7 @@ def alpha_req(features: Tensor) -> float:
     Raises:
         ValueError: If ``features`` has another shape.
     """
-    features = _checked(features)
-    if not features.isfinite().all():
-        return torch.nan
-    values = torch.linalg.svdvals(features - features.mean(dim=0)).square()
+    values = _singular_values(features.double() - features.double().mean(dim=0)).square()
     values = values[values > 1e-10 * values[0]]
     if len(values) < 2:
         return torch.nan

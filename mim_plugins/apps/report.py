@@ -23,9 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._check import check_int
-from .._device import check_device
 from .._observe import observing
 from .._pool import pool
+from .._tensor import check_device
 from ..analysis import (
     attention_map,
     effective_rank,

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
-from .._device import check_device
 from .._observe import preserve_rng
+from .._tensor import check_device
 from ..analysis.mosaic import mask_mosaic
 from ..analysis.pixels import grid_of, unpatchify, with_statistics_of
 from . import command_parser

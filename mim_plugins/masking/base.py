@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from .._check import check_fraction, check_int
+from .._tensor import check_shape
 from .._versions import check_versions
 from .patch_mask import PatchMask
 
@@ -209,20 +210,14 @@ class Masking(ABC):
             ValueError: If the image is not divisible into units, no unit would be kept,
                 ``noise`` has the wrong shape, or model and masking disagree.
         """
-        if not isinstance(images, Tensor):
-            raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-        if images.ndim != 4:
-            raise ValueError(f"images must have shape (B, C, H, W), got {tuple(images.shape)}")
+        check_shape("images", images, "B", "C", "H", "W")
         batch, _, height, width = images.shape
         layout = self.layout(height, width, mask_ratio=mask_ratio, patch_size=patch_size)
         grid, num_keep = layout.grid, layout.num_keep
         units = grid[0] * grid[1]
         if noise is None:
             noise = torch.rand(batch, units, device=images.device, generator=generator)
-        elif not isinstance(noise, Tensor):
-            raise TypeError(f"noise must be a torch.Tensor, got {type(noise).__name__}")
-        elif noise.shape != (batch, units):
-            raise ValueError(f"noise must have shape {(batch, units)}, got {tuple(noise.shape)}")
+        check_shape("noise", noise, batch, units)
         scores = self.scores(images, grid, num_keep, noise, generator)
         mask = PatchMask.from_scores(scores, num_keep)
         return mask if layout.side == 1 else _units_to_patches(mask, grid, layout.side)

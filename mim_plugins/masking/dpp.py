@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from .._check import check_choice, check_share
-from .._device import is_traced, widest_dtype
+from .._tensor import check_shape, is_traced, widest_dtype
 from .._versions import numbers
 from . import _numba, _triton, frozen
 from .base import Grid, Masking
@@ -215,8 +215,7 @@ class DPPMasking(Masking):
 
 
 def _check_kernels(L: Tensor, k: int) -> None:
-    if L.ndim != 3 or L.shape[1] != L.shape[2]:
-        raise ValueError(f"L must have shape (B, N, N), got {tuple(L.shape)}")
+    check_shape("L", L, "B", "N", "N")
     if not 1 <= k <= L.shape[1]:
         raise ValueError(f"k must be in 1..N={L.shape[1]}, got {k}")
 
@@ -259,8 +258,7 @@ def greedy_map(
     threshold = max(check_share("tau", tau), SMALLEST_GAIN)
     if noise is None:
         noise = torch.rand(batch, num, device=L.device, generator=generator)
-    elif noise.shape != (batch, num):
-        raise ValueError(f"noise must have shape {(batch, num)}, got {tuple(noise.shape)}")
+    check_shape("noise", noise, batch, num)
     if L.dtype not in (torch.float32, torch.float64):
         L = L.float()
     # Divided by 1, which patch_kernel's diagonals are, nothing changes.
@@ -396,8 +394,7 @@ def sample_kdpp_dual(features: Tensor, k: int, generator: Generator | None = Non
     Raises:
         ValueError: If an argument has the wrong shape or range.
     """
-    if features.ndim != 3:
-        raise ValueError(f"features must have shape (B, N, D), got {tuple(features.shape)}")
+    check_shape("features", features, "B", "N", "D")
     if not 1 <= k <= min(features.shape[1:]):
         raise ValueError(f"k must be in 1..min(N, D)={min(features.shape[1:])}, got {k}")
     x = features.to(widest_dtype(features.device))

@@ -6,7 +6,7 @@ CVPR 2023, section 2.1.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import groupby, product
 from typing import Any
 
@@ -35,9 +35,6 @@ class LatentHierarchy:
         graph: A ``networkx.DiGraph`` or an iterable of edges ``(parent, child)``.
         observables: The observable nodes, N in all; their order is that of a mask's
             columns. All other nodes are latent.
-        dimensions: Dimension of every node's variable, optional. Since ``g_v`` is
-            invertible, a variable has the dimensions of its parents together and at least
-            one of noise.
         grid: Rows and columns of patches, if the observables are an image's patches in
             row-major order.
 
@@ -49,14 +46,13 @@ class LatentHierarchy:
         heights: ``(L,)`` long on the CPU: edges on the longest path down to an observable.
             1 is directly above the observables; 0 marks a latent that no observable shows.
         height: The largest of them.
-        dimensions: Dictionary of all nodes, or None.
         grid: As given.
 
     Raises:
         ImportError: If networkx is not installed.
         TypeError: If ``graph`` is no directed graph.
         ValueError: If the graph has a cycle, an observable is unknown, named twice or has
-            children, or dimensions are missing, of unknown nodes or too small.
+            children, or ``grid`` has another number of patches.
 
     Example:
         >>> edges = [("object", "part"), ("part", 0), ("part", 1), ("object", 2)]
@@ -69,7 +65,6 @@ class LatentHierarchy:
         self,
         graph: Any,
         observables: Sequence[Hashable],
-        dimensions: Mapping[Hashable, int] | None = None,
         grid: tuple[int, int] | None = None,
     ) -> None:
         self.graph = _checked_graph(graph, observables)
@@ -81,7 +76,6 @@ class LatentHierarchy:
         self.nodes = self.latents + self.observables
         self.heights = torch.tensor([heights[node] for node in self.latents], dtype=torch.long)
         self.height = max((heights[node] for node in latents), default=0)
-        self.dimensions = None if dimensions is None else _checked_dimensions(self, dimensions)
         if grid is not None and grid[0] * grid[1] != len(self.observables):
             raise ValueError(
                 f"grid must have as many patches as there are observables, "
@@ -345,21 +339,3 @@ def _heights(graph: Any, observables: Iterable[Hashable]) -> dict[Hashable, int]
         below = [heights[c] for c in graph[node] if c in observed or heights[c] > 0]
         heights[node] = 1 + max(below) if below else 0
     return heights
-
-
-def _checked_dimensions(
-    hierarchy: LatentHierarchy, dimensions: Mapping[Hashable, int]
-) -> dict[Hashable, int]:
-    unknown = [node for node in dimensions if node not in hierarchy.graph]
-    missing = [node for node in hierarchy.nodes if node not in dimensions]
-    if unknown or missing:
-        raise ValueError(f"dimensions must name every node, unknown: {unknown}, missing: {missing}")
-    for node in hierarchy.nodes:
-        parents = sum(dimensions[parent] for parent in hierarchy.graph.predecessors(node))
-        if dimensions[node] < parents + 1:
-            raise ValueError(
-                f"dimensions[{node!r}] must be at least {parents + 1}, its parents' {parents} "
-                "and one of noise, since it determines them (Assumption 1), "
-                f"got {dimensions[node]}"
-            )
-    return {node: dimensions[node] for node in hierarchy.nodes}

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_choice, check_positive
-from .._device import widest_dtype
 from .._observe import uncached_autocast
+from .._tensor import check_shape, widest_dtype
 from . import frozen
 from .base import Grid
 
@@ -75,11 +75,7 @@ def unit_features(
     if callable(features):
         with torch.no_grad(), uncached_autocast(images.device):
             vectors = _over_units(features(images), grid)
-        if vectors.ndim != 3 or vectors.shape[:2] != (batch, rows * cols):
-            raise ValueError(
-                f"features must return shape ({batch}, {rows * cols}, D), got "
-                f"{tuple(vectors.shape)}"
-            )
+        check_shape("features(images)", vectors, batch, rows * cols, "D")
     elif features.startswith(frozen.PREFIX):
         vectors = frozen.patch_tokens(features, images, grid)
     else:

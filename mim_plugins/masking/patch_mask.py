@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from .._check import check_int
-from .._device import is_traced
+from .._tensor import check_shape, is_traced
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,8 +48,7 @@ class PatchMask:
         if not isinstance(ids, Tensor) or ids.dtype != torch.long:
             kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
             raise TypeError(f"ids_shuffle must be a long tensor, got {kind}")
-        if ids.ndim != 2:
-            raise ValueError(f"ids_shuffle must have shape (B, N), got {tuple(ids.shape)}")
+        check_shape("ids_shuffle", ids, "B", "N")
         if check_int("num_keep", self.num_keep, 0) > ids.shape[1]:
             raise ValueError(f"num_keep must be in 0..N={ids.shape[1]}, got {self.num_keep}")
         if check and not is_traced(ids):

@@ -1,7 +1,7 @@
 """Which pixels come from another image, and what is then the distance?"""
 
 from .loss import MixMaskLoss, mixture
-from .mixmask import EraseMask, Mix, Mixer, MixMask, UnMix, default_grid_size, mix_views
+from .mixmask import EraseMask, Mix, Mixer, MixMask, UnMix, default_grid_size
 from .norm import SplitBatchNorm
 
 __all__ = [
@@ -13,6 +13,5 @@ __all__ = [
     "SplitBatchNorm",
     "UnMix",
     "default_grid_size",
-    "mix_views",
     "mixture",
 ]

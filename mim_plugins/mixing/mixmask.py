@@ -12,7 +12,7 @@ Each of these passes is repeated on mixed images, and each term of the stock los
 terms of Eq. 4. So MoCo mixes its query view; BYOL and SimSiam, whose loss is symmetric, mix
 both views on the side of the predictor; in SimCLR both views are queries and each other's
 keys, and the mean over the two directions is taken. All views of a step share mask and
-permutation (:func:`mix_views`). In-batch negatives are the criterion's own: with NT-Xent the
+permutation. In-batch negatives are the criterion's own: with NT-Xent the
 partner of an image is a negative like any other in L_up and the positive in L_down, and the
 image itself is then a negative.
 """
@@ -40,6 +40,7 @@ from .._check import (
     check_positive,
     check_share,
 )
+from .._tensor import check_shape
 from ..masking import BlockMasking, GridMasking, Masking, RandomMasking
 
 MASKS: dict[str, type[Masking]] = {
@@ -135,8 +136,7 @@ class Mixer(ABC):
             raise ValueError(f"views must be at least one and have equal shapes, got {shapes}")
         if not all(view.is_floating_point() for view in views):
             raise TypeError(f"images must be floating, got {views[0].dtype}")
-        if len(shapes[0]) != 4 or 0 in shapes[0]:
-            raise ValueError(f"images must have shape (B, C, H, W), got {shapes[0]}")
+        check_shape("images", views[0], "B >= 1", "C >= 1", "H >= 1", "W >= 1")
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         own, partner = self.draw(views[0], _of_this_rank() if generator is None else generator)
@@ -377,28 +377,6 @@ def default_grid_size(side: int) -> int:
     In general the largest power of two whose cells have at least 16 pixels, at least 2.
     """
     return 2 ** max(1, int(math.log2(max(side // 16, 1))))
-
-
-def mix_views(
-    mixer: Mixer, views: Sequence[Tensor], generator: Generator | None = None
-) -> list[Mix]:
-    """Mix several views of the same images with one mask, one λ and one permutation.
-
-    Args:
-        mixer: Any mixer.
-        views: Tensors ``(B, C, H, W)`` of equal shape; image i is the same in all.
-        generator: See :class:`Mixer`.
-
-    Returns:
-        One :class:`Mix` for each view. It is what ``mixer(views, generator)`` gives.
-
-    Raises:
-        TypeError: If ``views`` is no list or tuple of tensors.
-        ValueError: If it is empty, or shapes differ.
-    """
-    if not isinstance(views, (list, tuple)):
-        raise TypeError(f"views must be a list of tensors, got {type(views).__name__}")
-    return mixer(views, generator)
 
 
 def combine(mixing: Mixer | None, unmix: UnMix | None) -> tuple[Mixer, ...]:

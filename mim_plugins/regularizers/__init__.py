@@ -5,7 +5,7 @@ from .bounds import club, infonce
 from .koleo import KoLeoLoss
 from .mutual_information import MutualInformationLoss
 from .step import FeatureTerm, Step, Term, named_terms, term_losses
-from .uniformity import UniformityLoss, global_feature, uniformity
+from .uniformity import UniformityLoss, uniformity
 from .variance_covariance import VarianceCovarianceLoss
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "VarianceCovarianceLoss",
     "boundary_weights",
     "club",
-    "global_feature",
     "infonce",
     "named_terms",
     "term_losses",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_positive
+from .._tensor import check_shape
 from .gather import gather_rows, sum_over_ranks
 
 
@@ -102,14 +103,9 @@ def club(
     Raises:
         ValueError: If the shapes do not fit.
     """
-    if latents.ndim != 3 or 0 in latents.shape:
-        raise ValueError(f"latents must have shape (G, n >= 1, D), got {tuple(latents.shape)}")
-    for name, value in (("mean", mean), ("log_variance", log_variance)):
-        if value.shape != latents.shape:
-            raise ValueError(
-                f"{name} must have the latents' shape {tuple(latents.shape)}, got "
-                f"{tuple(value.shape)}"
-            )
+    check_shape("latents", latents, "G >= 1", "n >= 1", "D >= 1")
+    check_shape("mean", mean, *latents.shape)
+    check_shape("log_variance", log_variance, *latents.shape)
 
     def total(*values: Tensor) -> Tensor:
         stacked = torch.stack(values)

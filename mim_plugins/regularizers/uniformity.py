@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .._check import check_bool
-from .._pool import pool as global_feature
+from .._tensor import check_shape
 from .gather import sum_over_ranks, world_size
 from .step import FeatureTerm, Step, in_float32
-
-__all__ = ["UniformityLoss", "global_feature", "uniformity"]
 
 
 def uniformity(features: Tensor, *, gather_distributed: bool = True) -> Tensor:
@@ -49,8 +49,7 @@ def uniformity(features: Tensor, *, gather_distributed: bool = True) -> Tensor:
     """
     if not features.is_floating_point():
         raise TypeError(f"features must be floating, got {features.dtype}")
-    if features.ndim != 2 or 0 in features.shape:
-        raise ValueError(f"features must have shape (n >= 1, D), got {tuple(features.shape)}")
+    check_shape("features", features, "n >= 1", "D >= 1")
     num, dim = features.shape
     with torch.autocast(features.device.type, enabled=False):
         features = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -72,13 +71,11 @@ class UniformityLoss(FeatureTerm):
     Args:
         weight: λ of Eq. 10, finite and at least 0. The sources name values from 1e-5 to 1e-2
             (docs/u-mae.md). Default: 0.01, the official script's.
-        token: ``"cls"`` or ``"mean"`` (of the visible patch tokens). Default: ``"cls"``.
-        gather_distributed: Take the pairs from all ranks, with gradient. Default: True.
         official_gather: Divide the gradient, not the value, by the number of ranks W, as the
             official gathering does: λ acts as λ / W. Default: False.
         double_norm: [CLS] passes the encoder's final norm a second time, as in the official
             code. Default: False.
-        name: Another name. Default: ``"uniformity"``.
+        **settings: Those of :class:`FeatureTerm`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -96,19 +93,17 @@ class UniformityLoss(FeatureTerm):
         self,
         weight: float = 0.01,
         *,
-        token: str = "cls",
-        gather_distributed: bool = True,
         official_gather: bool = False,
         double_norm: bool = False,
-        name: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(weight, token=token, gather_distributed=gather_distributed, name=name)
+        super().__init__(weight, **settings)
         self.official_gather = check_bool("official_gather", official_gather)
         self.double_norm = check_bool("double_norm", double_norm)
-        if official_gather and not gather_distributed:
+        if official_gather and not self.gather_distributed:
             raise ValueError("official_gather=True needs gather_distributed=True")
-        if double_norm and token != "cls":
-            raise ValueError(f"double_norm=True needs token='cls', got {token!r}")
+        if double_norm and self.token != "cls":
+            raise ValueError(f"double_norm=True needs token='cls', got {self.token!r}")
 
     def features(self, step: Step) -> Tensor:
         """``(M * B, D)``, one feature per mask and image."""

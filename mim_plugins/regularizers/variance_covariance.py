@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,10 +23,11 @@ class VarianceCovarianceLoss(FeatureTerm):
     and ``..._covariance``. Statistics are those of all ranks' images, whose numbers may differ.
 
     Args:
-        weight, token, gather_distributed, name: As of :class:`FeatureTerm`.
+        weight: As of :class:`FeatureTerm`.
         variance_weight: Of the hinge ``max(0, 1 - std)``, averaged over dimensions. Default: 1.
         covariance_weight: Of the squared covariances of different dimensions, summed, over D.
             Default: 0.04, the paper's 1 : 25.
+        **settings: Those of :class:`FeatureTerm`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -37,13 +40,11 @@ class VarianceCovarianceLoss(FeatureTerm):
         self,
         weight: float = 0.01,
         *,
-        token: str = "cls",
         variance_weight: float = 1.0,
         covariance_weight: float = 0.04,
-        gather_distributed: bool = True,
-        name: str | None = None,
+        **settings: Any,
     ) -> None:
-        super().__init__(weight, token=token, gather_distributed=gather_distributed, name=name)
+        super().__init__(weight, **settings)
         self.variance_weight = check_weight("variance_weight", variance_weight)
         self.covariance_weight = check_weight("covariance_weight", covariance_weight)
 

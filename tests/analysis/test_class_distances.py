@@ -143,7 +143,7 @@ def test_bad_arguments() -> None:
         class_distances(images, LABELS, (), 2)
     with pytest.raises(ValueError, match="block must be at least 1"):
         class_distances(images, LABELS, (0.5,), 2, block=0)
-    with pytest.raises(ValueError, match="must have shapes"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(\d+,\), got \(4,\)"):
         class_distances(images, LABELS[:4], (0.5,), 2)
     with pytest.raises(ValueError, match="multiples of patch_size=3, got 8 x 8"):
         class_distances(images, LABELS, (0.5,), 3)

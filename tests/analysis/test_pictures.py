@@ -12,7 +12,6 @@ from mim_plugins.analysis import (
     History,
     effective_rank,
     mask_mosaic,
-    plot_spectra,
     singular_spectrum,
 )
 
@@ -22,15 +21,18 @@ def test_spectra_are_drawn_as_given() -> None:
     features = [torch.randn(20, 6, generator=generator) * scale for scale in (1, 2, 3)]
     ranks = [effective_rank(each) for each in features]
     spectra = [singular_spectrum(each) for each in features]
-    left, right = plot_spectra([0, 5, 10], ranks, spectra, unit="iteration").axes
+    history = History("spectra")
+    for step, rank, spectrum in zip([0, 5, 10], ranks, spectra, strict=True):
+        figures = {"effective_rank": rank, "singular_spectrum": spectrum.tolist()}
+        history.add(figures, step, step, None)
+    left, right = history.draw("iteration").axes
     assert np.allclose(left.lines[0].get_xydata(), list(zip([0, 5, 10], ranks, strict=True)))
     assert left.get_xlabel() == "iteration"
     assert len(right.lines) == 3
     for line, spectrum in zip(right.lines, spectra, strict=True):
         assert np.allclose(line.get_ydata(), spectrum)
-    for arguments in (([], [], []), ([1], [1.0], []), ([1, 2], ranks[:1], spectra[:1])):
-        with pytest.raises(ValueError, match="equally many"):
-            plot_spectra(*arguments)
+    with pytest.raises(ValueError, match="entries must have a figure to plot"):
+        History("spectra").draw()
 
 
 def test_mosaic_of_a_rectangle() -> None:

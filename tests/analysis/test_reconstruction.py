@@ -81,9 +81,13 @@ def test_images_are_scored_one_by_one_and_clipped(photos: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "match"),
     [
-        ((torch.rand(1, 3, 32, 32), torch.rand(1, 3, 16, 16)), ValueError, "shape of images"),
-        ((torch.rand(2, 32, 32),) * 2, ValueError, "B, C, H, W"),
-        ((torch.rand(1, 3, 8, 8),) * 2, ValueError, "16 pixels"),
+        (
+            (torch.rand(1, 3, 32, 32), torch.rand(1, 3, 16, 16)),
+            ValueError,
+            "reconstruction must have shape",
+        ),
+        ((torch.rand(2, 32, 32),) * 2, ValueError, "B >= 1, C >= 1, H >= 16"),
+        ((torch.rand(1, 3, 8, 8),) * 2, ValueError, r"H >= 16, W >= 16\), got \(1, 3, 8, 8"),
         ((torch.rand(1, 3, 32, 32), 255 * torch.ones(1, 3, 32, 32)), ValueError, r"\[0, 1\]"),
         ((torch.zeros(1, 3, 32, 32).byte(),) * 2, TypeError, "floating"),
     ],

@@ -74,7 +74,7 @@ def test_tokens_are_averaged_over_larger_units(images: Tensor) -> None:
     found = unit_features(images, (2, 3), encode)
     expected = F.avg_pool2d(F.avg_pool2d(images, 8), 2).flatten(2).mT
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ValueError, match=r"features must return shape \(3, 9, D\)"):
+    with pytest.raises(ValueError, match=r"features\(images\) must have shape \(3, 9, D\)"):
         unit_features(images, (3, 3), encode)  # 24 tokens are no 9 squares
 
 

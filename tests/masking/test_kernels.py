@@ -100,7 +100,7 @@ def test_computed_in_float32_under_autocast(photos: torch.Tensor) -> None:
 def test_features_of_a_callable(photos: torch.Tensor) -> None:
     tokens = torch.randn(3, 196, 12)
     assert torch.equal(unit_features(photos, (14, 14), lambda _: tokens), tokens)
-    with pytest.raises(ValueError, match=r"features must return shape \(3, 196, D\), got"):
+    with pytest.raises(ValueError, match=r"features\(images\) must have shape \(3, 196, D\), got"):
         unit_features(photos, (14, 14), lambda _: tokens[:, 1:])
 
 

@@ -19,7 +19,6 @@ from mim_plugins.mixing import (
     MixMaskLoss,
     UnMix,
     default_grid_size,
-    mix_views,
     mixture,
 )
 from mim_plugins.mixing.mixmask import combine
@@ -299,7 +298,7 @@ def test_generator_dtype_pickle(mixer: Mixer) -> None:
 @every_mixer
 def test_views_share_everything(mixer: Mixer) -> None:
     views = [images(), images() + 1, images() * 2]
-    mixes = mix_views(mixer, views, seeded(5))
+    mixes = mixer(views, seeded(5))
     for view, mix in zip(views, mixes, strict=True):
         assert mix.lam == mixes[0].lam
         assert torch.equal(mix.permutation, mixes[0].permutation)
@@ -310,7 +309,7 @@ def test_views_share_everything(mixer: Mixer) -> None:
         alone = mixer(view, seeded(5))  # the same numbers are drawn for a single view
         for part, expected in zip(mix.views, alone.views, strict=True):
             assert torch.equal(part, expected)
-    assert torch.equal(mix_views(mixer, views[:1], seeded(5))[0].images,
+    assert torch.equal(mixer(views[:1], seeded(5))[0].images,
                        mixer(views[0], seeded(5)).images)  # fmt: skip
 
 
@@ -565,16 +564,14 @@ def test_rejects_images(mixer: Mixer) -> None:
         mixer({"images": images()})
     with pytest.raises(TypeError, match="images must be floating, got torch.uint8"):
         mixer(images().byte())
-    with pytest.raises(ValueError, match=r"must have shape \(B, C, H, W\), got \(3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(B >= 1, C.*\), got \(3, 32, 32\)"):
         mixer(images()[0])
-    with pytest.raises(ValueError, match=r"must have shape \(B, C, H, W\), got \(0, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(B >= 1, C.*\), got \(0, 3, 32, 32\)"):
         mixer(images()[:0])
     with pytest.raises(ValueError, match=r"equal shapes, got \[\(6, 3, 32, 32\), \(6, 3, 16, 16"):
-        mix_views(mixer, [images(), images(6, 16, 16)])
+        mixer([images(), images(6, 16, 16)])
     with pytest.raises(ValueError, match="views must be at least one"):
-        mix_views(mixer, [])
-    with pytest.raises(TypeError, match="views must be a list of tensors, got Tensor"):
-        mix_views(mixer, images())
+        mixer([])
     if isinstance(mixer, EraseMask) and mixer.second == "complement":
         assert mixer(images(1)).images.shape == (1, 3, 32, 32)
     else:

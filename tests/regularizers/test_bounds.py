@@ -189,7 +189,7 @@ def test_bad_shapes() -> None:
         infonce(torch.zeros(3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="queries must have a multiple of the keys' rows"):
         infonce(torch.zeros(3, 2), torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=r"latents must have shape \(G, n >= 1, D\)"):
+    with pytest.raises(ValueError, match=r"latents must have shape \(G >= 1, n >= 1, D >= 1\)"):
         club(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="mean must have the latents' shape"):
+    with pytest.raises(ValueError, match=r"mean must have shape \(1, 3, 2\), got \(1, 3, 1\)"):
         club(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1), torch.zeros(1, 3, 2))

@@ -23,7 +23,7 @@ from mim_plugins.masking import (
     RandomMasking,
     greedy_map,
 )
-from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix, mix_views
+from mim_plugins.mixmask import EraseMask, Mixer, MixMask, UnMix
 from mim_plugins.regularizers import (
     MutualInformationLoss,
     boundary_weights,
@@ -258,7 +258,7 @@ def test_mixing_with_itself_is_the_identity(mixer: Mixer, seed: int, data: st.Da
 def test_views_share_mask_share_and_partner(mixer: Mixer, seed: int, data: st.DataObject) -> None:
     both = views(data, 2)
     alone = mixer(both[0], seeded(seed))
-    first, second = mix_views(mixer, both, seeded(seed))
+    first, second = mixer(both, seeded(seed))
     assert torch.equal(first.images, alone.images)
     assert first.lam == second.lam == alone.lam
     assert torch.equal(first.permutation, second.permutation)

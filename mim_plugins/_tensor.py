@@ -1,11 +1,41 @@
-"""What a tensor's device can do, and whether its numbers are there at all."""
+"""What a tensor is: its shape, whether its numbers are there at all, what its device can do."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._check import first_line
+
+
+def check_shape(name: str, value: Any, *lengths: int | str) -> None:
+    """Of what shape a tensor must be.
+
+    Args:
+        name: Of the argument.
+        value: The tensor.
+        lengths: Numbers, or names such as ``"B"``, of which equal ones are equally long; a name
+            like ``"n >= 2"`` tells the least.
+
+    Raises:
+        TypeError: If ``value`` is no tensor.
+        ValueError: If it has another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    named: dict[str, int] = {}
+    fits = value.ndim == len(lengths)
+    for length, found in zip(lengths, value.shape, strict=False):
+        if isinstance(length, str):
+            length, _, least = length.partition(" >= ")
+            fits = fits and found >= int(least or 0) and found == named.setdefault(length, found)
+        else:
+            fits = fits and found == length
+    if not fits:
+        words = ", ".join(map(str, lengths)) + "," * (len(lengths) == 1)
+        raise ValueError(f"{name} must have shape ({words}), got {tuple(value.shape)}")
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:
