@@ -45,8 +45,8 @@ def importing(needs: str, extra: str = "analysis") -> Iterator[None]:
     """Where an import within fails: ImportError with what ``needs`` it, and what to install."""
     try:
         yield
-    except ImportError as error:
-        raise ImportError(f"{needs}: pip install 'mim_plugins[{extra}]'") from error
+    except (ImportError, AssertionError) as error:  # mmpretrain asserts that mmcv and mmengine fit
+        raise ImportError(f"{needs} ({error}): pip install 'mim_plugins[{extra}]'") from error
 
 
 def numbers(version: str) -> list[int]:

@@ -1,17 +1,12 @@
 """Plugins for lightly: drop-in mask functions, and :func:`wrap` for unmodified modules."""
 
-from .._versions import check_versions
+from .._versions import check_versions, importing
 
-try:
+with importing("mim_plugins.lightly needs lightly and timm", "lightly"):
     import lightly
     import pytorch_lightning
     import timm
-except ImportError as error:
-    raise ImportError(
-        f"mim_plugins.lightly needs lightly and timm ({error}): pip install 'mim_plugins[lightly]'"
-    ) from error
-else:
-    check_versions(lightly, timm, pytorch_lightning, extra="lightly")
+check_versions(lightly, timm, pytorch_lightning, extra="lightly")
 
 from ..regularizers import MutualInformationLoss, UniformityLoss
 from .analysis.feature_monitor import EffectiveRank, FeatureMonitor

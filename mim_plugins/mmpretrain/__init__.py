@@ -9,18 +9,12 @@ Maskings are registered in ``TASK_UTILS``, data transforms in ``TRANSFORMS``, mo
 
 from inspect import isabstract
 
-from .._versions import check_versions
+from .._versions import check_versions, importing
 
-try:
+with importing("mim_plugins.mmpretrain needs mmpretrain and mmengine", "mmpretrain"):
     import mmengine
     import mmpretrain
-except (ImportError, AssertionError) as error:  # mmpretrain asserts that mmcv and mmengine fit
-    raise ImportError(
-        f"mim_plugins.mmpretrain needs mmpretrain and mmengine ({error}): "
-        "pip install 'mim_plugins[mmpretrain]'"
-    ) from error
-else:
-    check_versions(mmengine, mmpretrain, extra="mmpretrain")
+check_versions(mmengine, mmpretrain, extra="mmpretrain")
 
 from mmpretrain.registry import TASK_UTILS
 

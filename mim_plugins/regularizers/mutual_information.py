@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._check import check_bool, check_choice, check_int, check_positive, check_weight
+from .._tensor import check_shape
 from ..masking.base import Grid
 from ..masking.kernels import unit_features
 from .bounds import club, gaussian_log_likelihood, infonce
@@ -261,10 +262,7 @@ class MutualInformationLoss(Term):
                 f"images and mask must have B and {num_masks} * B rows, got {len(images)} and "
                 f"{len(mask)}"
             )
-        if images.shape[1] != self.in_channels:
-            raise ValueError(
-                f"images must have in_channels={self.in_channels}, got {tuple(images.shape)}"
-            )
+        check_shape("images", images, "B", self.in_channels, "H", "W")
         images = images[: len(mask) // num_masks]
         if mask.ndim == 3:
             grid = (mask.shape[1], mask.shape[2])

@@ -3,17 +3,11 @@
 ``python -m mim_plugins.transformers --help`` runs transformers' own training scripts with them.
 """
 
-from .._versions import check_versions
+from .._versions import check_versions, importing
 
-try:
+with importing("mim_plugins.transformers needs transformers", "transformers"):
     import transformers
-except ImportError as error:
-    raise ImportError(
-        f"mim_plugins.transformers needs transformers ({error}): "
-        "pip install 'mim_plugins[transformers]'"
-    ) from error
-else:
-    check_versions(transformers, extra="transformers")
+check_versions(transformers, extra="transformers")
 
 from .wrap import wrap
 
