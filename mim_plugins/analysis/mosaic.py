@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._pixels import unit_range
 from .._tensor import check_shape
-from .pixels import unit_range
 
 GREY = 0.5
 LINE = 2  # white pixels between pictures
@@ -24,7 +24,7 @@ def mask_mosaic(images: Tensor, mask: Tensor, reconstruction: Tensor | None = No
 
     Args:
         images: ``(B, C, H, W)`` floating; brought into [0, 1] by
-            :func:`~mim_plugins.analysis.pixels.unit_range` if they leave it.
+            :func:`~mim_plugins._pixels.unit_range` if they leave it.
         mask: ``(B, rows, columns)``, True or 1 = removed.
         reconstruction: ``(B, C, H, W)`` floating, on the scale of the images; clipped to
             [0, 1], and where it is NaN shown in black.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .._check import check_int
+from .._pixels import unit_range
 from .._tensor import check_shape
 from ..masking.hierarchy import LatentHierarchy
 from .abstraction import QUANTITIES, mask_abstraction
-from .pixels import unit_range
 from .reconstruction import SMALLEST_IMAGE, reconstruction_scores
 
 Reconstruct = Callable[[Tensor], tuple[Tensor, Tensor] | None]

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from .._check import check_int
 from .._observe import preserve_rng
+from .._pixels import grid_of, unpatchify, with_statistics_of
 from .._tensor import check_device
 from ..analysis.mosaic import mask_mosaic
-from ..analysis.pixels import grid_of, unpatchify, with_statistics_of
 from . import command_parser
 from .images import drop_unreadable, list_images, load_images, read_image, read_with_pillow
 

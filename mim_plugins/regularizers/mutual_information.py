@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._check import check_bool, check_choice, check_int, check_positive, check_weight
+from .._pixels import grid_of
 from .._tensor import check_shape
 from ..masking.base import Grid
 from ..masking.kernels import unit_features
@@ -264,18 +265,9 @@ class MutualInformationLoss(Term):
             )
         check_shape("images", images, "B", self.in_channels, "H", "W")
         images = images[: len(mask) // num_masks]
-        if mask.ndim == 3:
-            grid = (mask.shape[1], mask.shape[2])
-        else:
-            height, width = images.shape[2:]
-            side = math.isqrt(height * width // mask.shape[1])
-            grid = (height // max(side, 1), width // max(side, 1))
-        if grid[0] * grid[1] != mask[0].numel():
-            raise ValueError(
-                f"mask must cover the images' square patches, got {tuple(mask.shape)} for images "
-                f"of {tuple(images.shape[2:])} pixels"
-            )
-        return images, ~mask.flatten(1).bool(), grid
+        if mask.ndim == 2:
+            mask = mask.unflatten(1, grid_of(mask.shape[1], *images.shape[2:]))
+        return images, ~mask.flatten(1).bool(), (mask.shape[1], mask.shape[2])
 
 
 def _mlp(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:

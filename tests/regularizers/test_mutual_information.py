@@ -322,7 +322,7 @@ def test_bad_input() -> None:
         module(inputs["tokens"], num_masks=M)
     with pytest.raises(ValueError, match="images and mask must have B and 4 \\* B rows"):
         total(module, **{**inputs, "images": torch.zeros(5, 3, 32, 32)})
-    with pytest.raises(ValueError, match="mask must cover the images' square patches"):
+    with pytest.raises(ValueError, match="images have no 60 square patches"):
         total(module, **{**inputs, "mask": torch.zeros(M * B, 60)})
     with pytest.raises(ValueError, match="token='each' needs an encoder that sees visible"):
         total(loss_fn(token="each"), **{**inputs, "tokens": torch.zeros(M * B, 65, D)})

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..._check import check_int
 from ..._observe import observing
+from ..._pixels import undo_normalization
 from ..._pool import pool
 from ...analysis.history import History
-from ...analysis.pixels import undo_normalization
 from ..watch import has_class_token, prefix_tokens
 
 Features = Callable[[LightningModule, Tensor], Tensor]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..._check import check_statistics
 from ..._observe import observing
+from ..._pixels import grid_of
 from ...analysis.observed_masks import ObservedMasks
-from ...analysis.pixels import grid_of
 from ..watch import Encoding, MaskWatch, encoders
 from .callback import MonitorCallback
 from .reconstruction import can_reconstruct, reconstruct

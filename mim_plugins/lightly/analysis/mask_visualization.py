@@ -18,8 +18,8 @@ from torchvision.io import write_png
 
 from ..._check import check_int, check_statistics
 from ..._observe import observing
+from ..._pixels import grid_of, patchify, unpatchify
 from ...analysis.mosaic import mask_mosaic
-from ...analysis.pixels import grid_of, patchify, unpatchify
 from ..watch import Encoding, MaskWatch, encoders, prefix_tokens
 from .callback import log_folder, pixels
 

@@ -12,7 +12,7 @@ from lightly.models.modules.masked_vision_transformer_decoder import (
 )
 from torch import Tensor, nn
 
-from ...analysis.pixels import unpatchify
+from ..._pixels import unpatchify
 from ..watch import prefix_tokens
 from .callback import pixels
 

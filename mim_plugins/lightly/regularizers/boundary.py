@@ -12,7 +12,7 @@ from lightly.models.modules.masked_vision_transformer_decoder import (
 from torch import Tensor, nn
 
 from ..._check import check_int
-from ...analysis.pixels import patchify
+from ..._pixels import patchify
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 from ..watch import Encoding, MaskWatch, encoders, prefix_tokens
 

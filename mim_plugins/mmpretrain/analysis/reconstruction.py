@@ -12,7 +12,7 @@ from mmpretrain.models.utils.sparse_modules import SparseHelper
 from torch import Tensor, nn
 
 from ..._observe import exchanged
-from ...analysis.pixels import grid_of, with_statistics_of
+from ..._pixels import grid_of, with_statistics_of
 from ...masking import PatchMask
 from .features import first_view, unwrap
 

@@ -10,7 +10,7 @@ from mmpretrain.models.losses import PixelReconstructionLoss
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from ...analysis.pixels import patchify
+from ..._pixels import patchify
 from ...regularizers.boundary import boundary_weights, check_boundary, weighted_mean
 
 

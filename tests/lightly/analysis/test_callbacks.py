@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from mim_plugins._pixels import patchify
 from mim_plugins.analysis import effective_rank
-from mim_plugins.analysis.pixels import patchify
 from mim_plugins.lightly import (
     EffectiveRank,
     FeatureMonitor,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mim_plugins.analysis.pixels import (
+from mim_plugins._pixels import (
     grid_of,
     patchify,
     undo_normalization,
