@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .._check import check_bool, check_choice, check_int, check_positive, check_weight
 from .._pixels import grid_of
-from .._tensor import check_shape
 from ..masking.base import Grid
 from ..masking.kernels import unit_features
 from .bounds import club, gaussian_log_likelihood, infonce
@@ -263,7 +262,10 @@ class MutualInformationLoss(Term):
                 f"images and mask must have B and {num_masks} * B rows, got {len(images)} and "
                 f"{len(mask)}"
             )
-        check_shape("images", images, "B", self.in_channels, "H", "W")
+        if images.shape[1] != self.in_channels:
+            raise ValueError(
+                f"images must have in_channels={self.in_channels}, got {tuple(images.shape)}"
+            )
         images = images[: len(mask) // num_masks]
         if mask.ndim == 2:
             mask = mask.unflatten(1, grid_of(mask.shape[1], *images.shape[2:]))
