@@ -57,8 +57,8 @@ def calls_mask_functions(cls: type) -> bool:
 @_eager
 def drawing(
     model: LightningModule, plugin: Plugin, step: str, batch: Any, copies: int
-) -> Iterator[None]:
-    """Within, lightly's mask functions draw in this thread; see :class:`Draws`.
+) -> Iterator[Draws | None]:
+    """Within, lightly's mask functions draw in this thread; see :class:`Draws`, which is yielded.
 
     Args:
         model: The wrapped module.
@@ -69,12 +69,12 @@ def drawing(
     """
     outer = getattr(_current, "draws", None)
     if plugin.masking is None:
-        yield
+        yield None
     elif outer is not None and outer.model is model:  # a step that another one calls
         before = outer.batch, outer.copies
         outer.batch, outer.copies = batch, copies
         try:
-            yield
+            yield None
         finally:
             outer.batch, outer.copies = before
     else:
@@ -83,7 +83,7 @@ def drawing(
             _exchange(+1)
             _current.draws = draws
             try:
-                yield
+                yield draws
             finally:
                 _current.draws = outer  # of another model, whose step calls this one's
                 _exchange(-1)
@@ -114,9 +114,12 @@ class Draws:
         self.drawn: list[tuple[Tensor | None, Tensor]] = []  # images, (B, N) bool
         self.asked: Counter[tuple[int, int]] = Counter()
         self.num_seen = 0
+        self.is_skipped = False  # the step left its batch out
 
     def conclude(self) -> None:
         """Of the first run: all masks were drawn here and looked at."""
+        if self.is_skipped and not self.drawn:
+            return
         if self.step == "training_step" and torch.is_grad_enabled():
             if not self.drawn:
                 raise RuntimeError(

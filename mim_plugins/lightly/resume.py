@@ -78,7 +78,9 @@ class EpochSeed(Callback):
         """Seed this process; its workers get theirs from it."""
         self._has_started = True
         self._seed(trainer, trainer.current_epoch)
-        if trainer.current_epoch == self._first:
+        # Lightning keeps that iterator, but for a second fit() that is no resumption.
+        keeps_it = not trainer.current_epoch or trainer.fit_loop.is_resuming
+        if trainer.current_epoch == self._first and keeps_it:
             fetcher = trainer.fit_loop._data_fetcher
             assert fetcher is not None
             iter(fetcher)

@@ -190,8 +190,11 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
 
     @_eager
     def masked(batch: Any, *args: Any, **kwargs: Any) -> Any:
-        with drawing(model, plugin, name, batch, copies):
-            return stock(model, batch, *args, **kwargs)
+        with drawing(model, plugin, name, batch, copies) as draws:
+            output = stock(model, batch, *args, **kwargs)
+            if draws is not None and output is None:
+                draws.is_skipped = model.automatic_optimization
+            return output
 
     @_eager
     def regularized(batch: Any, *args: Any, **kwargs: Any) -> Any:

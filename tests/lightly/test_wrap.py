@@ -148,6 +148,28 @@ def test_masks_out_of_reach_are_no_secret() -> None:
     assert utils.random_token_mask is random_token_mask is STOCK
 
 
+class Picky(MAE):
+    """Leaves a batch out whose first label is 0, or encodes it as it is."""
+
+    whole = False
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor | None:
+        if batch[1][0] != 0:
+            return super().training_step(batch, batch_idx)
+        return self.backbone.encode(images=batch[0][0]).mean() if self.whole else None
+
+
+def test_a_batch_left_out_before_masks_are_drawn_is_no_fault() -> None:
+    model, images = quiet(wrap(Picky(), masking=DPPMasking())), torch.rand(2, 3, 32, 32)
+    assert model.training_step(([images], torch.tensor([0, 1])), 0) is None
+    assert model.training_step(([images], torch.tensor([1, 1])), 1).isfinite()
+    assert len(model.seen) == 1
+    model = quiet(wrap(Picky(), masking=DPPMasking()))
+    model.whole = True
+    with pytest.raises(RuntimeError, match="training step of Picky drew none of its masks"):
+        model.training_step(([images], torch.tensor([0, 1])), 0)
+
+
 class Augmented(MAE):
     """Changes its images in the step, or takes those that ``get`` finds."""
 

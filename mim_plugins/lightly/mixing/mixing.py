@@ -140,6 +140,11 @@ class Mixing:
         weights = torch.autograd.grad(
             loss, [call.loss for call in record.calls], retain_graph=True, allow_unused=True
         )
+        if all(weight is None for weight in weights):
+            raise RuntimeError(
+                f"the loss of {type(model).__name__}'s training step does not depend on "
+                "self.criterion; mix in the step itself with MixMask and MixMaskLoss"
+            )
         total = loss
         for mixer in self.mixers:
             mixes = mixer(views)

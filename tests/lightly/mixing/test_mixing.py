@@ -677,6 +677,14 @@ def test_rejects_steps_it_cannot_repeat(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match=r"Similarity.weights, a generator, cannot be copied"):
         attempt(iterate, monkeypatch, criterion)
     assert attempt(lambda self, x0, x1: None, monkeypatch) is None  # a batch skipped
+
+    def apart(self: Odd, x0: Tensor, x1: Tensor) -> Tensor:
+        p = self(x1)[1]
+        self.log("similarity", self.criterion(self(x0)[0].detach(), p))
+        return p.square().mean()
+
+    with pytest.raises(RuntimeError, match=r"loss of Odd's training step does not depend on self"):
+        attempt(apart, monkeypatch)
     with pytest.raises(RuntimeError, match="a wrapped Odd needs gradients"):
         attempt(
             lambda self, x0, x1: self.criterion(self(x0)[0].detach(), self(x1)[1].detach()),
