@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,8 +165,10 @@ def preprocess(model: Any, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode_masked(model: Any, config: Config, images: Tensor) -> tuple[Tensor, Any, Tensor]:
-    """Encode images under masks that are drawn as in the run: by the model, or its pipeline.
+def draw_masks(
+    model: Any, config: Config, images: Tensor
+) -> tuple[Tensor, Callable[[], Any], Tensor]:
+    """Draw masks for images as in the run: by the model, or its pipeline.
 
     Args:
         model: Of :func:`load_model`.
@@ -172,8 +176,9 @@ def encode_masked(model: Any, config: Config, images: Tensor) -> tuple[Tensor, A
         images: ``(B, 3, H, W)``, RGB in 0..255.
 
     Returns:
-        What the model gets of the images, what its backbone returns, and the masks ``(B, rows,
-        columns)``; where an image has several, the first.
+        What the model gets of the images, a function that gives what its backbone returns for
+        them under these masks, and the masks ``(B, rows, columns)``; where an image has several,
+        the first.
 
     Raises:
         ValueError: If nobody draws masks.
@@ -197,5 +202,6 @@ def encode_masked(model: Any, config: Config, images: Tensor) -> tuple[Tensor, A
         )
     else:
         encoded = model.backbone(inputs)
-        return inputs, encoded, step_mask(model, {"inputs": inputs}, {"backbone": encoded}, "MAE")
-    return inputs, model.backbone(inputs, mask), mask
+        mask = step_mask(model, {"inputs": inputs}, {"backbone": encoded}, "MAE")
+        return inputs, lambda: encoded, mask
+    return inputs, partial(model.backbone, inputs, mask), mask

@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import Template  # which torch requires
+from jinja2 import Template
 from mmengine.runner import set_random_seed
 from torch import Tensor
 from tqdm import tqdm
@@ -43,7 +43,7 @@ from ..mmpretrain.encoders import num_prefix_tokens
 from . import command_parser, markdown_table
 from .checkpoints import (
     Run,
-    encode_masked,
+    draw_masks,
     find_run,
     image_size,
     load_model,
@@ -121,7 +121,7 @@ def analyse(
     batches = []
     set_random_seed(0)  # numpy's too, of which pipelines draw masks
     for batch in tqdm(images.split(32), desc=run.name, unit="batch"):
-        inputs, _, mask = encode_masked(model, config, batch)
+        inputs, _, mask = draw_masks(model, config, batch)
         observed.add(mask)
         with observing(model):
             for name, values in reconstruction_scores(*reconstruct(model, inputs)).items():

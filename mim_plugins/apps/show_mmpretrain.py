@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._check import first_line
 from ..mmpretrain.analysis.reconstruction import _pixels, step_reconstruction
 from .checkpoints import (
-    encode_masked,
+    draw_masks,
     find_config,
     find_run,
     image_size,
@@ -30,7 +30,8 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Any, int, Reconstruct]:
     model, config = find_model(args.checkpoint, args.config, args.trust)
 
     def reconstruct(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs, encoded, mask = encode_masked(model, config, images)
+        inputs, encode, mask = draw_masks(model, config, images)
+        encoded = encode()
         is_mae = isinstance(model, MAE)
         predicted = model.neck(encoded[0], encoded[2]) if is_mae else model.neck(encoded[0])
         pixels = step_reconstruction(model, inputs, {"backbone": encoded, "neck": predicted})

@@ -20,7 +20,7 @@ from PIL import Image
 from mim_plugins.__main__ import main
 from mim_plugins.analysis import reconstruction_scores
 from mim_plugins.apps.checkpoints import (
-    encode_masked,
+    draw_masks,
     find_config,
     find_run,
     image_size,
@@ -135,19 +135,19 @@ def test_masks_are_drawn_as_in_the_run(number: int, runs: list[Path], photo_fold
     step["mask_ratio"] = ratio
     config.train_dataloader.dataset.pipeline = [step]
     set_random_seed(0)
-    mask = encode_masked(model, config, images)[2]
+    mask = draw_masks(model, config, images)[2]
     set_random_seed(0)
     generator = TRANSFORMS.build(step)
     for image, drawn in zip(images.flip(1).permute(0, 2, 3, 1), mask, strict=True):
         assert np.array_equal(generator({"img": image.byte().numpy()})["mask"], drawn)
 
     config.train_dataloader.dataset.pipeline = [{"type": "LoadImageFromFile"}]
-    mask = encode_masked(alone, config, images)[2]
+    mask = draw_masks(alone, config, images)[2]
     assert mask.shape == (3, size // patch, size // patch)
     assert mask.float().mean().item() == pytest.approx(ratio, abs=0.02)
     if number == 1:
         with pytest.raises(ValueError, match="must have a mask generator in its pipeline: SimMIM"):
-            encode_masked(model, config, images)
+            draw_masks(model, config, images)
 
 
 def broken(kind: str, good: Path, path: Path) -> Path:
