@@ -29,7 +29,8 @@ def agree(name: str, own: Any, given: Any, default: Any = None) -> Any:
         raise ValueError(
             f"{name} is {own} in the masking and {given} in what uses it: give it once"
         )
-    return next((value for value in (own, given) if value is not None), default)
+    value = given if own is None else own
+    return default if value is None else value
 
 
 class Layout(NamedTuple):

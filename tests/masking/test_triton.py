@@ -57,6 +57,10 @@ for batch, num, dim, k, sets in [(2, 12, 3, 6, 1), (1, 20, 2, 20, 1), (2, 12, 3,
 
 
 def test_interpreted_kernels_agree_with_the_torch_path() -> None:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    if not hasattr(InterpreterBuilder, "get_int1_ty"):
+        pytest.skip("this Triton's interpreter knows no booleans")
     subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
