@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mim_plugins._versions import numbers
 from mim_plugins.masking import (
     BlockMasking,
     ComplementaryMasking,
@@ -21,13 +22,8 @@ from .case import Builder, Case
 from .cases import CASES
 from .fake_cuda import FEW, Watch, syncs, without_driver
 
-try:
-    with FakeTensorMode():
-        torch.rand(1, device="cuda")
-except RuntimeError:
-    pytest.skip(
-        f"torch {torch.__version__} asks the driver for fake tensors too", allow_module_level=True
-    )
+if numbers(torch.__version__) < [2, 14, 0]:  # of 2.7; those between have not been tried
+    pytest.skip("old torch asks the driver for fake tensors, or crashes", allow_module_level=True)
 
 _stock: dict[Builder, Counter] = {}
 
