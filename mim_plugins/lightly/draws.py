@@ -118,7 +118,7 @@ class Draws:
 
     def conclude(self) -> None:
         """Of the first run: all masks were drawn here and looked at."""
-        if self.is_skipped and not self.drawn:
+        if self.is_skipped:
             return
         if self.step == "training_step" and torch.is_grad_enabled():
             if not self.drawn:

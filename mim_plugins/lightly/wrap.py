@@ -192,7 +192,7 @@ def _step(model: Any, plugin: Plugin, name: str, *args: Any, **kwargs: Any) -> A
     def masked(batch: Any, *args: Any, **kwargs: Any) -> Any:
         with drawing(model, plugin, name, batch, copies) as draws:
             output = stock(model, batch, *args, **kwargs)
-            if draws is not None and output is None:
+            if draws is not None and training and output is None:
                 draws.is_skipped = model.automatic_optimization
             return output
 

@@ -170,6 +170,26 @@ def test_a_batch_left_out_before_masks_are_drawn_is_no_fault() -> None:
         model.training_step(([images], torch.tensor([0, 1])), 0)
 
 
+class Late(MAE):
+    """Draws masks for its first batch, then leaves it out; later ones are encoded mirrored."""
+
+    steps = 0
+
+    def training_step(self, batch: tuple, batch_idx: int) -> torch.Tensor | None:
+        self.steps += 1
+        if self.steps > 1:
+            return super().training_step(([batch[0][0].flip(3)],), batch_idx)
+        utils.random_token_mask((2, self.sequence_length), mask_ratio=0.75)
+        return None
+
+
+def test_a_batch_left_out_after_masks_are_drawn_ends_no_check() -> None:
+    model, images = quiet(wrap(Late(), masking=DPPMasking())), torch.rand(2, 3, 32, 32)
+    assert model.training_step(([images],), 0) is None
+    with pytest.raises(RuntimeError, match="encodes other images than those its masks"):
+        model.training_step(([images],), 1)
+
+
 class Augmented(MAE):
     """Changes its images in the step, or takes those that ``get`` finds."""
 
