@@ -72,6 +72,7 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch the step's masks, unless there are enough."""
+        self.on_train_end(trainer, pl_module)  # of a batch that the module would not have
         if trainer.is_global_zero and not self.observed.is_full:
             self._watches = [MaskWatch(encoder, self._see) for encoder in encoders(pl_module)]
 
@@ -83,6 +84,10 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop watching."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop watching, where a step was begun and not ended."""
         for watch in self._watches:
             watch.remove()
         self._watches = []

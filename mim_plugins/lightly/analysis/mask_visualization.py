@@ -27,7 +27,7 @@ from .callback import log_folder, pixels
 class MaskVisualization(Callback):
     """Pictures a training step: images, masks, and reconstructions where they are pixels.
 
-    In the first step of every ``every_n_epochs``-th epoch it keeps what the step itself
+    In the first step with a loss of every ``every_n_epochs``-th epoch it keeps what the step itself
     gives to lightly's blocks, so nothing is computed or drawn twice: the mask from
     ``MaskedVisionTransformer.encode`` (``idx_keep`` of MAE, ``idx_mask`` of SimMIM, ``mask``
     of iBOT), the prediction and its target from ``criterion``, their order from the decoder
@@ -60,6 +60,7 @@ class MaskVisualization(Callback):
         self.num_images = check_int("num_images", num_images)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
         self._step: _StepWatch | None = None
+        self._is_due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to look at."""
@@ -69,9 +70,17 @@ class MaskVisualization(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep what the step masks and predicts, if it is to be pictured."""
-        if batch_idx or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
-            return
-        self._step = _StepWatch(pl_module)
+        self.on_train_end(trainer, pl_module)  # of a batch that the module would not have
+        if not batch_idx:
+            due = trainer.current_epoch % self.every_n_epochs == 0
+            self._is_due = due and trainer.is_global_zero
+        self._step = _StepWatch(pl_module) if self._is_due else None
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop watching, where a step was begun and not ended."""
+        if self._step is not None:
+            self._step.release()
+        self._step = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,6 +89,10 @@ class MaskVisualization(Callback):
         if self._step is None:
             return
         step, self._step = self._step, None
+        step.release()
+        if not step.seen and not outputs:
+            return  # the step left its batch out: the next one is pictured
+        self._is_due = False
         picture = step.picture(self.num_images, self.mean, self.std)
         epoch = trainer.current_epoch + 1
         write_png(picture.permute(2, 0, 1), str(log_folder(trainer) / f"masks_{epoch}.png"))
@@ -119,6 +132,7 @@ def mask_picture(
     with observing(module):
         step = _StepWatch(module)
         module.training_step(batch, 0)
+        step.release()
         return step.picture(num_images, mean, std)
 
 
@@ -148,13 +162,16 @@ class _StepWatch:
     def _see_criterion(self, module: nn.Module, args: tuple) -> None:
         self.seen.setdefault("criterion", args)
 
+    def release(self) -> None:
+        """Stop watching."""
+        for undo in self.undo:
+            undo()
+
     @torch.no_grad()
     def picture(
         self, number: int, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> Tensor:
-        """Stop watching, and draw: ``(height, width, 3)`` uint8 on the CPU."""
-        for undo in self.undo:
-            undo()
+        """Of what was seen: ``(height, width, 3)`` uint8 on the CPU."""
         if "encoding" not in self.seen:
             raise RuntimeError("MaskVisualization saw no masked images in the training step")
         images, removed = self.seen["encoding"].images, self.seen["encoding"].removed

@@ -501,6 +501,31 @@ def test_one_call_draws_the_picture_of_a_module() -> None:
         mask_picture(SimSiamLike(), batch)
 
 
+class Choosy(MAE):
+    """Takes every second batch only: its step, or its hook, leaves the others out."""
+
+    by_hook = False
+
+    def on_train_batch_start(self, batch: list, batch_idx: int) -> int | None:
+        return -1 if self.by_hook and batch_idx % 2 == 0 and self.current_epoch else None
+
+    def training_step(self, batch: list, batch_idx: int) -> Tensor | None:
+        return super().training_step(batch, batch_idx) if batch_idx % 2 else None
+
+
+@pytest.mark.parametrize("by_hook", [False, True])
+def test_batches_left_out_are_neither_pictured_nor_watched_on(
+    by_hook: bool, photo_folder: Path, tmp_path: Path
+) -> None:
+    model = seeded(Choosy)
+    model.by_hook = by_hook
+    pictures, masks = MaskVisualization(mean=MEAN, std=STD), HierarchicalMaskingAnalyzer()
+    fit(model, photo_folder, tmp_path, pictures, masks)
+    names = sorted(path.name for path in tmp_path.rglob("masks_*.png"))
+    assert names == (["masks_1.png"] if by_hook else ["masks_1.png", "masks_2.png"])
+    assert "preprocess" not in vars(model.backbone)
+
+
 @pytest.mark.slow
 def test_two_processes(photo_folder: Path, tmp_path: Path) -> None:
     test, train = fixed_loader(photo_folder, "test"), fixed_loader(photo_folder, "train")
