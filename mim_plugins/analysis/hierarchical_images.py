@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,8 +187,10 @@ def write_hierarchical_folder(
     root: str | Path,
     num_train: int = 2048,
     num_test: int = 512,
+    image_size: int = 32,
+    num_objects: int = 8,
+    noise: float = 0.25,
     seed: int = 0,
-    **settings: Any,
 ) -> Path:
     """Write ``root/{train,test}/object_<k>/<i>.png``, and return ``root``.
 
@@ -199,8 +201,8 @@ def write_hierarchical_folder(
     Args:
         root: Folder to fill; created if missing.
         num_train, num_test: Number of images. Defaults: 2048 and 512.
+        image_size, num_objects, noise: See :class:`HierarchicalImages`.
         seed: Of the training images; the test images' is ``seed + 1``. Default: 0.
-        **settings: ``image_size``, ``num_objects`` and ``noise`` of :class:`HierarchicalImages`.
 
     Raises:
         ImportError: If Pillow is not installed.
@@ -209,13 +211,14 @@ def write_hierarchical_folder(
     with importing("writing images needs Pillow"):
         from PIL import Image
     root = Path(root)
-    described = f"{num_train} {num_test} {seed} {sorted(settings.items())}\n"
+    settings = f"{num_train} {num_test} {image_size} {num_objects} {noise} {seed}\n"
     done = root / ".complete"
-    if done.exists() and done.read_text() == described:
+    if done.exists() and done.read_text() == settings:
         return root
-    for split, number, own_seed in (("train", num_train, seed), ("test", num_test, seed + 1)):
-        data = HierarchicalImages(number, seed=own_seed, **settings)
-        for label in range(data.num_objects):
+    splits = {"train": (num_train, seed), "test": (num_test, seed + 1)}
+    for split, (number, split_seed) in splits.items():
+        data = HierarchicalImages(number, image_size, num_objects, noise, split_seed)
+        for label in range(num_objects):
             (root / split / f"object_{label}").mkdir(parents=True, exist_ok=True)
         for index in range(number):
             image, label = data[index]
@@ -223,5 +226,5 @@ def write_hierarchical_folder(
             Image.fromarray(array).save(root / split / f"object_{label}" / f"{index:06d}.png")
         latents = {name: field.tolist() for name, field in data.latents._asdict().items()}
         (root / f"{split}_latents.json").write_text(json.dumps(latents))
-    done.write_text(described)
+    done.write_text(settings)
     return root

@@ -153,7 +153,8 @@ def alpha_req(features: Tensor) -> float:
     Raises:
         ValueError: If ``features`` has another shape.
     """
-    values = _singular_values(features.double() - features.double().mean(dim=0)).square()
+    features = features.double()
+    values = _singular_values(features - features.mean(dim=0)).square()
     values = values[values > 1e-10 * values[0]]
     if len(values) < 2:
         return torch.nan

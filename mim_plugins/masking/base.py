@@ -218,7 +218,8 @@ class Masking(ABC):
         units = grid[0] * grid[1]
         if noise is None:
             noise = torch.rand(batch, units, device=images.device, generator=generator)
-        check_shape("noise", noise, batch, units)
+        else:
+            check_shape("noise", noise, batch, units)
         scores = self.scores(images, grid, num_keep, noise, generator)
         mask = PatchMask.from_scores(scores, num_keep)
         return mask if layout.side == 1 else _units_to_patches(mask, grid, layout.side)

@@ -258,7 +258,8 @@ def greedy_map(
     threshold = max(check_share("tau", tau), SMALLEST_GAIN)
     if noise is None:
         noise = torch.rand(batch, num, device=L.device, generator=generator)
-    check_shape("noise", noise, batch, num)
+    else:
+        check_shape("noise", noise, batch, num)
     if L.dtype not in (torch.float32, torch.float64):
         L = L.float()
     # Divided by 1, which patch_kernel's diagonals are, nothing changes.

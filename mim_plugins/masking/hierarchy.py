@@ -65,6 +65,7 @@ class LatentHierarchy:
         self,
         graph: Any,
         observables: Sequence[Hashable],
+        *,
         grid: tuple[int, int] | None = None,
     ) -> None:
         self.graph = _checked_graph(graph, observables)

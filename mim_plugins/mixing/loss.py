@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._tensor import check_shape
 from .mixmask import Mix
 from .state import State
 
@@ -42,7 +41,11 @@ def mixture(
             f"got {len(queries)}"
         )
     for name, value in [("queries", query) for query in queries] + [("key", key)]:
-        check_shape(name, value, len(mix.permutation), "D")
+        if len(value) != len(mix.permutation):
+            raise ValueError(
+                f"{name} must have the {len(mix.permutation)} rows of the mixed batch, "
+                f"got {len(value)}"
+            )
     up = check_scalar(criterion(queries[0], key))
     down = check_scalar(criterion(queries[-1], key[mix.permutation]))
     return mix.lam * up + (1 - mix.lam) * down

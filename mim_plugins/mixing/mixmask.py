@@ -12,9 +12,9 @@ Each of these passes is repeated on mixed images, and each term of the stock los
 terms of Eq. 4. So MoCo mixes its query view; BYOL and SimSiam, whose loss is symmetric, mix
 both views on the side of the predictor; in SimCLR both views are queries and each other's
 keys, and the mean over the two directions is taken. All views of a step share mask and
-permutation. In-batch negatives are the criterion's own: with NT-Xent the
-partner of an image is a negative like any other in L_up and the positive in L_down, and the
-image itself is then a negative.
+permutation. In-batch negatives are the criterion's own: with NT-Xent the partner of an image is
+a negative like any other in L_up and the positive in L_down, and the image itself is then a
+negative.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -12,7 +13,7 @@ from ..._check import check_statistics
 from ..._observe import observing
 from ..._pixels import grid_of
 from ...analysis.observed_masks import ObservedMasks
-from ..watch import Encoding, MaskWatch, encoders
+from ..watch import Encoding, encoders, watching
 from .callback import MonitorCallback
 from .reconstruction import can_reconstruct, reconstruct
 
@@ -62,7 +63,7 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         super().__init__("hierarchical_masking", every_n_epochs)
         self.observed = ObservedMasks(num_masks, branching, num_images=num_images)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
-        self._watches: list[MaskWatch] = []
+        self._watching = ExitStack()  # while a step runs, of its encoders
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is something to watch."""
@@ -72,9 +73,9 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Watch the step's masks, unless there are enough."""
-        self.on_train_end(trainer, pl_module)  # of a batch that the module would not have
+        self._watching.close()  # of a batch that the module would not have
         if trainer.is_global_zero and not self.observed.is_full:
-            self._watches = [MaskWatch(encoder, self._see) for encoder in encoders(pl_module)]
+            self._watching.enter_context(watching(encoders(pl_module), self._see))
 
     def _see(self, seen: Encoding) -> None:
         grid = grid_of(seen.removed.shape[1], *seen.images.shape[2:])
@@ -84,13 +85,11 @@ class HierarchicalMaskingAnalyzer(MonitorCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop watching."""
-        self.on_train_end(trainer, pl_module)
+        self._watching.close()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching, where a step was begun and not ended."""
-        for watch in self._watches:
-            watch.remove()
-        self._watches = []
+        self._watching.close()
 
     def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The abstraction of the masks seen, and scores of reconstructions."""

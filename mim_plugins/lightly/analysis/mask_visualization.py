@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from lightly.models import utils
-from lightly.models.modules.masked_vision_transformer import MaskedVisionTransformer
 from lightly.models.modules.masked_vision_transformer_decoder import (
     MaskedVisionTransformerDecoder,
 )
@@ -20,15 +20,15 @@ from ..._check import check_int, check_statistics
 from ..._observe import observing
 from ..._pixels import grid_of, patchify, unpatchify
 from ...analysis.mosaic import mask_mosaic
-from ..watch import Encoding, MaskWatch, encoders, prefix_tokens
+from ..watch import Encoding, encoders, prefix_tokens, watching
 from .callback import log_folder, pixels
 
 
 class MaskVisualization(Callback):
     """Pictures a training step: images, masks, and reconstructions where they are pixels.
 
-    In the first step with a loss of every ``every_n_epochs``-th epoch it keeps what the step itself
-    gives to lightly's blocks, so nothing is computed or drawn twice: the mask from
+    In the first step with a loss of every ``every_n_epochs``-th epoch it keeps what the step
+    itself gives to lightly's blocks, so nothing is computed or drawn twice: the mask from
     ``MaskedVisionTransformer.encode`` (``idx_keep`` of MAE, ``idx_mask`` of SimMIM, ``mask``
     of iBOT), the prediction and its target from ``criterion``, their order from the decoder
     (MAE). Reconstructions are shown if the target is the images' own pixels. Pictures go to
@@ -59,6 +59,7 @@ class MaskVisualization(Callback):
         self.every_n_epochs = check_int("every_n_epochs", every_n_epochs)
         self.num_images = check_int("num_images", num_images)
         self.mean, self.std = check_statistics("mean", mean), check_statistics("std", std)
+        self._watching = ExitStack()  # while a step runs that may be pictured
         self._step: _StepWatch | None = None
         self._is_due = False
 
@@ -70,26 +71,24 @@ class MaskVisualization(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep what the step masks and predicts, if it is to be pictured."""
-        self.on_train_end(trainer, pl_module)  # of a batch that the module would not have
+        self._watching.close()  # of a batch that the module would not have
         if not batch_idx:
             due = trainer.current_epoch % self.every_n_epochs == 0
             self._is_due = due and trainer.is_global_zero
-        self._step = _StepWatch(pl_module) if self._is_due else None
+        self._step = _StepWatch(pl_module, self._watching) if self._is_due else None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop watching, where a step was begun and not ended."""
-        if self._step is not None:
-            self._step.release()
-        self._step = None
+        self._watching.close()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the picture of the step."""
-        if self._step is None:
-            return
+        self._watching.close()
         step, self._step = self._step, None
-        step.release()
+        if step is None:
+            return
         if not step.seen and not outputs:
             return  # the step left its batch out: the next one is pictured
         self._is_due = False
@@ -129,29 +128,25 @@ def mask_picture(
     """
     encoders(module, "mask_picture")
     module = copy.deepcopy(module, {id(module._trainer): None})
-    with observing(module):
-        step = _StepWatch(module)
+    with observing(module), ExitStack() as stack:
+        step = _StepWatch(module, stack)
         module.training_step(batch, 0)
-        step.release()
-        return step.picture(num_images, mean, std)
+    return step.picture(num_images, mean, std)
 
 
 class _StepWatch:
-    """Keeps what one step gives to lightly's blocks, until it is pictured."""
+    """Keeps what one step gives to lightly's blocks, while ``stack`` is open."""
 
-    def __init__(self, module: LightningModule) -> None:
+    def __init__(self, module: LightningModule, stack: ExitStack) -> None:
         self.seen: dict[str, Any] = {}
-        self.undo: list[Any] = []
+        stack.enter_context(watching(encoders(module), self._see_masks))
         for part in module.modules():
-            if isinstance(part, MaskedVisionTransformer):
-                self.undo.append(MaskWatch(part, self._see_masks).remove)
-            elif isinstance(part, MaskedVisionTransformerDecoder):
+            if isinstance(part, MaskedVisionTransformerDecoder):
                 handle = part.register_forward_pre_hook(self._see_decoder, with_kwargs=True)
-                self.undo.append(handle.remove)
+                stack.enter_context(handle)
         criterion = getattr(module, "criterion", None)
         if isinstance(criterion, nn.Module):
-            handle = criterion.register_forward_pre_hook(self._see_criterion)
-            self.undo.append(handle.remove)
+            stack.enter_context(criterion.register_forward_pre_hook(self._see_criterion))
 
     def _see_masks(self, seen: Encoding) -> None:
         self.seen.setdefault("encoding", seen)
@@ -161,11 +156,6 @@ class _StepWatch:
 
     def _see_criterion(self, module: nn.Module, args: tuple) -> None:
         self.seen.setdefault("criterion", args)
-
-    def release(self) -> None:
-        """Stop watching."""
-        for undo in self.undo:
-            undo()
 
     @torch.no_grad()
     def picture(
